@@ -1,0 +1,376 @@
+"""Every error the library raises, in one tree.
+
+```
+AioembedError
+├── InvalidConfig                 an option has a value that cannot work
+├── MissingExtra                  an optional dependency is not installed
+├── ModelNotLoaded                forward() before anything was loaded
+│   └── ModelClosed               the handle was closed
+├── ModelBusy                     the queue is full, or strict mode and a forward is under way
+├── IllegalStateMove              the lifecycle refused a move (a defect of this library)
+├── InvalidModelSource            the model source is nothing that can be loaded
+│   └── UnknownModel              no model of that name
+├── ModelError                    the model's file or program is at fault
+│   ├── ModelFileUnreadable       the file cannot be opened
+│   ├── InvalidProgram            the file is no ExecuTorch program, or a damaged one
+│   ├── IntegrityError            the bytes are not the ones that were published or recorded
+│   ├── ProbeFailed               a program of unknown origin died or hung in its trial run
+│   ├── ExecutorchError           the runtime refused; `code` is ExecuTorch's own (0-50)
+│   ├── WrongDimensions           a tensor has another shape or dtype than the program takes
+│   ├── UnexpectedNumInputs       another number of inputs than the program takes
+│   └── InvalidModelOutput        the program returned something that is no embedding
+├── InvalidUserInput              what was passed in to be embedded is at fault
+│   ├── FileReadFailed            a file cannot be read
+│   ├── ImageDecodeError          the bytes are no image, or a damaged one
+│   ├── UnsupportedImageFormat    an image, but of a format that is not on the allow-list
+│   ├── ImageTooLarge             more pixels or bytes than the policy allows
+│   ├── TextTooLong               more tokens than the model reads, or more text than is tokenised
+│   ├── SourceRefused             the source policy refuses this URI
+│   └── ImageFetchFailed          an image's URL could not be fetched
+├── TokenizerError                the tokenizer cannot be loaded or does not fit the model
+├── IncompatibleSpaces            vectors of two models that share no space were to be compared
+├── ResourceError                 a model file could not be brought into the cache
+│   ├── DownloadFailed            the server refused or the transfer could not be completed
+│   │   ├── ResourceNotFound      404 or 410
+│   │   ├── Unauthorized          401 or 403
+│   │   └── DownloadInterrupted   the connection broke or stalled; what arrived is kept
+│   ├── DownloadCancelled         cancel() ended it
+│   ├── OfflineError              not cached, and offline
+│   ├── CacheUnwritable           the cache folder cannot be written
+│   ├── DiskFull                  no space for the file
+│   └── ResourceInUse             a cached file that a loaded model uses cannot be deleted
+├── ExportError                   a program could not be exported
+│   └── CheckpointError           the checkpoint is not of the kind that can be exported, or damaged
+└── DownloadControlError          pause(), resume() or cancel() at the wrong moment
+    ├── DownloadInProgress        a download of this file is under way already
+    ├── AlreadyPaused             paused already
+    ├── AlreadyOngoing            not paused
+    └── NotActive                 no download is under way
+```
+
+Codes are those of the React Native ExecuTorch hook where it has one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AioembedError",
+    "AlreadyOngoing",
+    "AlreadyPaused",
+    "CacheUnwritable",
+    "CheckpointError",
+    "DiskFull",
+    "DownloadCancelled",
+    "DownloadControlError",
+    "DownloadFailed",
+    "DownloadInProgress",
+    "DownloadInterrupted",
+    "ExecutorchError",
+    "ExportError",
+    "FileReadFailed",
+    "IllegalStateMove",
+    "ImageDecodeError",
+    "ImageFetchFailed",
+    "ImageTooLarge",
+    "IncompatibleSpaces",
+    "IntegrityError",
+    "InvalidConfig",
+    "InvalidModelOutput",
+    "InvalidModelSource",
+    "InvalidProgram",
+    "InvalidUserInput",
+    "MissingExtra",
+    "ModelBusy",
+    "ModelClosed",
+    "ModelError",
+    "ModelFileUnreadable",
+    "ModelNotLoaded",
+    "NotActive",
+    "OfflineError",
+    "ProbeFailed",
+    "ResourceError",
+    "ResourceInUse",
+    "ResourceNotFound",
+    "SourceRefused",
+    "TextTooLong",
+    "TokenizerError",
+    "Unauthorized",
+    "UnexpectedNumInputs",
+    "UnknownModel",
+    "UnsupportedImageFormat",
+    "WrongDimensions",
+    "shorten",
+]
+
+_SHOWN_CHARACTERS = 80
+
+
+def shorten(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """Return `value` quoted for a message, its middle left out beyond `limit` characters."""
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return repr(text)
+
+
+class AioembedError(Exception):
+    """Base of every error of this library.
+
+    Attributes:
+        code: The numeric code of the React Native ExecuTorch hook, 101 (unknown) where it has
+            none of its own; ExecuTorch's own number on `ExecutorchError`.
+    """
+
+    code: ClassVar[int] | int = 101
+
+
+class InvalidConfig(AioembedError):
+    """An option has a value that cannot work."""
+
+    code = 112
+
+
+class MissingExtra(AioembedError):
+    """An optional dependency is not installed; the message says which extra brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed: pip install "aioembed[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
+class ModelNotLoaded(AioembedError):
+    """`forward` was called before anything was loaded."""
+
+    code = 102
+
+
+class ModelClosed(ModelNotLoaded):
+    """The handle was closed; closing is final, so make a new one."""
+
+
+class ModelBusy(AioembedError):
+    """The queue is full, or `on_busy="raise"` and a forward is under way.
+
+    Attributes:
+        pending: How many calls were waiting or running when this one was refused.
+    """
+
+    code = 104
+
+    def __init__(self, message: str, *, pending: int) -> None:
+        super().__init__(message)
+        self.pending = pending
+
+
+class IllegalStateMove(AioembedError):
+    """The lifecycle refused a move that its table does not have."""
+
+
+class InvalidModelSource(AioembedError):
+    """The model source is nothing that can be loaded."""
+
+    code = 120
+
+
+class UnknownModel(InvalidModelSource):
+    """No model has that name; the message suggests the nearest ones."""
+
+
+class ModelError(AioembedError):
+    """The model's file or program is at fault."""
+
+
+class ModelFileUnreadable(ModelError):
+    """The model's file is missing or cannot be opened."""
+
+    code = 114
+
+
+class InvalidProgram(ModelError):
+    """The file is no ExecuTorch program, or a damaged one."""
+
+    code = 35
+
+
+class IntegrityError(ModelError):
+    """The bytes are not the ones that were published or recorded."""
+
+
+class ProbeFailed(ModelError):
+    """A program of unknown origin died or hung in its trial run in a child process."""
+
+
+class ExecutorchError(ModelError):
+    """The ExecuTorch runtime refused.
+
+    Attributes:
+        code: ExecuTorch's error number, 1 to 50.
+        name: ExecuTorch's name for it, such as `OperatorMissing`.
+        log: The last error lines of the runtime's log.
+    """
+
+    def __init__(self, message: str, *, code: int, name: str, log: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+        self.log = log
+
+
+class WrongDimensions(ModelError):
+    """A tensor has another shape or dtype than the program takes."""
+
+    code = 116
+
+
+class UnexpectedNumInputs(ModelError):
+    """Another number of inputs was given than the program takes."""
+
+    code = 121
+
+
+class InvalidModelOutput(ModelError):
+    """The program returned something that is no embedding."""
+
+    code = 115
+
+
+class InvalidUserInput(AioembedError):
+    """What was passed in to be embedded is at fault; the model is unharmed."""
+
+    code = 117
+
+
+class FileReadFailed(InvalidUserInput):
+    """A file cannot be read."""
+
+    code = 114
+
+
+class ImageDecodeError(InvalidUserInput):
+    """The bytes are no image, or a damaged one."""
+
+
+class UnsupportedImageFormat(InvalidUserInput):
+    """An image, but of a format that is not on the allow-list."""
+
+
+class ImageTooLarge(InvalidUserInput):
+    """More pixels or bytes than the policy allows."""
+
+
+class TextTooLong(InvalidUserInput):
+    """More tokens than the model reads with `truncate="error"`, or more text than is tokenised."""
+
+
+class SourceRefused(InvalidUserInput):
+    """The source policy refuses this source.
+
+    Attributes:
+        rule: The field of `SourcePolicy` that refuses it, or `malformed` where none could allow it.
+    """
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class ImageFetchFailed(InvalidUserInput):
+    """An image's URL could not be fetched."""
+
+
+class TokenizerError(AioembedError):
+    """The tokenizer cannot be loaded or does not fit the model."""
+
+    code = 122
+
+
+class IncompatibleSpaces(AioembedError):
+    """Vectors of two models that share no space were to be compared."""
+
+    code = 112
+
+
+class ResourceError(AioembedError):
+    """A model file could not be brought into the cache."""
+
+    code = 180
+
+
+class DownloadFailed(ResourceError):
+    """The server refused, or the transfer could not be completed."""
+
+
+class ResourceNotFound(DownloadFailed):
+    """The server has no such file (404 or 410)."""
+
+
+class Unauthorized(DownloadFailed):
+    """The server wants a token, or the token has no access (401 or 403)."""
+
+
+class DownloadInterrupted(DownloadFailed):
+    """The connection broke or stalled; what arrived is kept for resuming."""
+
+    code = 118
+
+
+class DownloadCancelled(ResourceError):
+    """`cancel()` ended the download; what arrived is kept for resuming."""
+
+    code = 118
+
+
+class OfflineError(ResourceError):
+    """The file is not cached and the network is not to be used."""
+
+
+class CacheUnwritable(ResourceError):
+    """The cache folder cannot be written."""
+
+
+class DiskFull(ResourceError):
+    """There is no space for the file."""
+
+
+class ResourceInUse(ResourceError):
+    """A cached file that a loaded model uses cannot be deleted."""
+
+
+class ExportError(AioembedError):
+    """A program could not be exported."""
+
+
+class CheckpointError(ExportError):
+    """The checkpoint is not of the kind that can be exported, or it is damaged."""
+
+
+class DownloadControlError(AioembedError):
+    """`pause()`, `resume()` or `cancel()` came at the wrong moment."""
+
+
+class DownloadInProgress(DownloadControlError):
+    """A download of this file is under way already."""
+
+    code = 181
+
+
+class AlreadyPaused(DownloadControlError):
+    """The download is paused already."""
+
+    code = 182
+
+
+class AlreadyOngoing(DownloadControlError):
+    """The download is not paused."""
+
+    code = 183
+
+
+class NotActive(DownloadControlError):
+    """No download is under way."""
+
+    code = 184

@@ -1,0 +1,250 @@
+"""What a model is: where its file lies, what it eats, and the space its vectors live in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from .errors import InvalidConfig
+
+__all__ = [
+    "CLIP_PREPROCESSING",
+    "METADATA_METHOD",
+    "RNE_PREPROCESSING",
+    "EmbeddingSpace",
+    "Modality",
+    "ModelSpec",
+    "Precision",
+    "Preprocessing",
+    "ProgramMetadata",
+]
+
+METADATA_METHOD = "aioembed_metadata"
+"""Name of the constant method that carries a `ProgramMetadata` as JSON inside a `.pte`."""
+
+Modality = Literal["image", "text"]
+Precision = Literal["fp32", "int8"]
+
+_Triple = tuple[float, float, float]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **fields: object) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as exc:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, error['loc'])) or 'together'}: {error['msg']}"
+                for error in exc.errors(include_url=False)
+            )
+            raise InvalidConfig(f"{type(self).__name__} cannot be made: {wrong}") from exc
+
+
+class Preprocessing(_Frozen):
+    """How an 8-bit RGB image becomes the program's input; it decides the vector.
+
+    Attributes:
+        height: Rows of the program's image, in pixels.
+        width: Columns of the program's image, in pixels.
+        resize: `stretch` scales both sides to the target, ignoring the aspect ratio. `crop`
+            scales the shortest side to the target's, then cuts the centre out.
+        interpolation: The resampling kernel.
+        antialias: Whether the kernel widens with the scale when shrinking (as Pillow does), or
+            reads only its fixed neighbourhood (as OpenCV does).
+        scale: Factor from 0..255 to the program's range.
+        mean: Per channel, subtracted after scaling; zeros where the program does it itself.
+        std: Per channel, divided by after subtracting the mean.
+        layout: `nchw` gives `(1, 3, height, width)`. `patches` gives
+            `(1, height / patch_size * width / patch_size, patch_size * patch_size * 3)`, a row
+            of the grid after the other, each patch in the order kernel row, kernel column,
+            channel.
+        patch_size: Side of a patch in pixels, for the layout `patches`.
+        shortest_edge: Pixels that `crop` scales the shortest side to; by default the smaller of
+            height and width. What the scaled image lacks is filled with zeros on all sides.
+    """
+
+    height: PositiveInt
+    width: PositiveInt
+    resize: Literal["stretch", "crop"]
+    interpolation: Literal["bilinear", "bicubic"]
+    antialias: bool
+    scale: float = 1 / 255
+    mean: _Triple = (0.0, 0.0, 0.0)
+    std: _Triple = (1.0, 1.0, 1.0)
+    layout: Literal["nchw", "patches"] = "nchw"
+    patch_size: PositiveInt | None = None
+    shortest_edge: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _values_are_finite(self) -> Self:
+        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))) or 0 in self.std:
+            raise ValueError("scale, mean and std must be finite, and std not zero")
+        if self.shortest_edge is not None and self.resize != "crop":
+            raise ValueError("shortest_edge goes with resize 'crop', and only with it")
+        return self
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if (self.layout == "patches") != (self.patch_size is not None):
+            raise ValueError("patch_size goes with the layout 'patches', and only with it")
+        if self.patch_size and (self.height % self.patch_size or self.width % self.patch_size):
+            raise ValueError("patch_size must divide height and width")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image's input, its first axis the batch."""
+        if self.patch_size is None:
+            return (1, 3, self.height, self.width)
+        patches = (self.height // self.patch_size) * (self.width // self.patch_size)
+        return (1, patches, 3 * self.patch_size**2)
+
+    @property
+    def pixels_id(self) -> str:
+        """Fingerprint of what decides the pixels, whatever layout or folding the program has."""
+        fields = (self.height, self.width, self.resize, self.interpolation, self.antialias)
+        if self.shortest_edge is not None:
+            fields = (*fields, self.shortest_edge)
+        return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
+
+
+RNE_PREPROCESSING = Preprocessing(
+    height=224, width=224, resize="stretch", interpolation="bilinear", antialias=False
+)
+"""What the React Native hook does: OpenCV's bilinear stretch, values / 255."""
+
+CLIP_PREPROCESSING = Preprocessing(
+    height=224, width=224, resize="crop", interpolation="bicubic", antialias=True
+)
+"""What CLIP was trained with: bicubic, shortest side 224, centre crop (mean and std are folded
+into the programs exported here)."""
+
+
+class EmbeddingSpace(_Frozen):
+    """The space vectors live in: they compare only within one.
+
+    Attributes:
+        base: Fingerprint of checkpoint, image preprocessing and normalisation; the same for the
+            image and the text tower of one checkpoint, and for its fp32 and int8 programs.
+        precision: Of the program's weights. Vectors of two precisions over one base may be
+            compared, with the small error that the exporter's report states.
+    """
+
+    base: str
+    precision: Precision = "fp32"
+
+    @property
+    def id(self) -> str:
+        """The base, with the precision behind it where that is not fp32."""
+        return self.base if self.precision == "fp32" else f"{self.base}+{self.precision}"
+
+    def is_compatible(self, other: EmbeddingSpace) -> bool:
+        """Whether vectors of the two spaces may be compared: they differ in precision at most."""
+        return self.base == other.base
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        weights: str,
+        preprocessing: Preprocessing | None,
+        normalized: bool,
+        precision: Precision,
+    ) -> Self:
+        """Make the space of a checkpoint.
+
+        Args:
+            weights: Fingerprint or name of the checkpoint the program was made from.
+            preprocessing: Of the images in this space; None where it has none.
+            normalized: Whether the vectors have length 1.
+            precision: Of the program's weights.
+        """
+        pixels = preprocessing.pixels_id if preprocessing else ""
+        digest = hashlib.sha256(f"{weights}|{pixels}|{normalized}".encode()).hexdigest()[:16]
+        return cls(base=digest, precision=precision)
+
+
+class ProgramMetadata(_Frozen):
+    """What a program exported here says of itself.
+
+    It lies inside the program as JSON, in the constant method `aioembed_metadata`.
+
+    Attributes:
+        format: Version of this record.
+        name: Of the model.
+        modality: What it embeds.
+        embedding_dim: Values per vector.
+        normalized: Whether the program's vectors have length 1.
+        preprocessing: Of images. In a text program: that of the image tower it goes with.
+        context_length: Most tokens a text program takes, special tokens included.
+        tokenizer_sha256: Of the `tokenizer.json` a text program was exported with.
+        weights_sha256: Fingerprint of the checkpoint.
+        precision: Of the weights.
+        logit_scale: CLIP's factor on cosine similarities before the softmax.
+        recipe: Version of the exporter's graph rewrite.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    modality: Modality
+    embedding_dim: PositiveInt
+    normalized: bool
+    preprocessing: Preprocessing | None = None
+    context_length: PositiveInt | None = None
+    tokenizer_sha256: str | None = None
+    weights_sha256: str
+    precision: Precision = "fp32"
+    logit_scale: float | None = None
+    recipe: str
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space the program's vectors live in."""
+        return EmbeddingSpace.of(
+            weights=self.weights_sha256,
+            preprocessing=self.preprocessing,
+            normalized=self.normalized,
+            precision=self.precision,
+        )
+
+
+class ModelSpec(_Frozen):
+    """A model that can be named.
+
+    Attributes:
+        name: For people and command lines, such as `gist-512`.
+        source: `embedded:FILE` (ships with the library), an `https:` URL, or a path.
+        modality: What it embeds.
+        embedding_dim: Values per vector, where known.
+        normalized: Whether the program's vectors have length 1.
+        size_bytes: Of the file, where known.
+        sha256: Of the file, 64 hexadecimal digits, where known.
+        preprocessing: For programs that carry none themselves.
+        tokenizer_source: URL or path of `tokenizer.json`, for text.
+        tokenizer_sha256: Of that file, where known.
+        checkpoint: Name of the weights, for programs that carry no fingerprint of them; image
+            and text programs of one checkpoint name the same.
+        precision: Of the weights.
+        licence: SPDX identifier of the weights' licence.
+        summary: One line for listings.
+    """
+
+    name: str
+    source: str
+    modality: Modality
+    embedding_dim: PositiveInt | None = None
+    normalized: bool = True
+    size_bytes: PositiveInt | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    preprocessing: Preprocessing | None = None
+    tokenizer_source: str | None = None
+    tokenizer_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    checkpoint: str | None = None
+    precision: Precision = "fp32"
+    licence: str | None = None
+    summary: str = ""
