@@ -1,0 +1,23 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "images"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run every async test on both event loops."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder of real photographs, where the checkout has one beside it."""
+    if not _PHOTOGRAPHS.is_dir():
+        pytest.skip("no folder of photographs beside the checkout")
+    return _PHOTOGRAPHS
