@@ -72,6 +72,8 @@ GIST_512 = ModelSpec(
     source="embedded:gist_512.pte",
     modality="image",
     embedding_dim=512,
+    size_bytes=61344,
+    sha256="8976923ecca3a40898f0aa41f094fe0284791ce69645cd854643320772c14e37",
     licence="MIT",
     summary="GIST scene descriptor, ships with the library: near-duplicates, not semantic",
 )

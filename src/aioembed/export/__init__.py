@@ -1,0 +1,1 @@
+"""Build `.pte` programs from torch modules (the `[export]` extra)."""

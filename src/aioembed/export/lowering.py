@@ -1,0 +1,150 @@
+"""The one way from a torch module to an XNNPACK program: export, quantise, partition, serialise."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from aioembed.errors import InvalidConfig, MissingExtra
+from aioembed.spec import METADATA_METHOD, Precision, ProgramMetadata
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program that is ready to be written to a `.pte` file.
+
+    Attributes:
+        buffer: The file's bytes.
+        delegate_calls: How many times one forward pass enters XNNPACK.
+        ops_outside: Names of the operators that run outside any delegate, in the graph's order.
+    """
+
+    buffer: bytes = field(repr=False)
+    delegate_calls: int
+    ops_outside: tuple[str, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the program to `path`: to a temporary file beside it, then renamed over it.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.buffer)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def lower(
+    module: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    *,
+    metadata: ProgramMetadata | None = None,
+    constant_methods: Mapping[str, object] | None = None,
+    dynamic_shapes: dict[str, Any] | tuple[Any, ...] | None = None,
+    precision: Precision = "fp32",
+) -> Lowered:
+    """Lower a torch module to an ExecuTorch program on XNNPACK.
+
+    The same module and the same versions of torch and ExecuTorch give the same bytes.
+
+    Args:
+        module: In evaluation mode; its `forward` becomes the program's method `forward`.
+        example_inputs: One tensor per input, of the shapes and dtypes that the program takes.
+        metadata: Stored as JSON in the constant method `aioembed_metadata`.
+        constant_methods: Further constant methods: int, float, bool, str, list or tensor by name.
+        dynamic_shapes: As `torch.export.export` takes them; static where None.
+        precision: `int8` quantises the linears: weights per channel, activations dynamically.
+
+    Returns:
+        The program's bytes, and what XNNPACK took of it.
+
+    Raises:
+        MissingExtra: torch or executorch is not installed.
+        InvalidConfig: A constant method has the metadata's name.
+    """
+    constants = _constants(metadata, constant_methods)
+    with warnings.catch_warnings(action="ignore"):  # the exporter's packages warn about themselves
+        try:
+            return _lower(module, example_inputs, constants, dynamic_shapes, precision)
+        except ImportError as exc:
+            raise MissingExtra("executorch", "export") from exc
+
+
+def _lower(
+    module: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    constants: dict[str, object],
+    dynamic_shapes: dict[str, Any] | tuple[Any, ...] | None,
+    precision: Precision,
+) -> Lowered:
+    """Do what `lower` says, with warnings silenced."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with torch.no_grad():
+        exported = torch.export.export(module.eval(), example_inputs, dynamic_shapes=dynamic_shapes)
+        if precision == "int8":
+            quantized = _quantize_dynamically(exported.module(), example_inputs)
+            exported = torch.export.export(quantized, example_inputs, dynamic_shapes=dynamic_shapes)
+        edge = to_edge_transform_and_lower(
+            exported, partitioner=[XnnpackPartitioner()], constant_methods=constants
+        )
+        calls, outside = _delegation(edge.exported_program().graph_module)
+        return Lowered(bytes(edge.to_executorch().buffer), calls, outside)
+
+
+def _constants(
+    metadata: ProgramMetadata | None, others: Mapping[str, object] | None
+) -> dict[str, object]:
+    """Return all constant methods, the metadata among them."""
+    constants = dict(others or {})
+    if metadata is not None:
+        if METADATA_METHOD in constants:
+            raise InvalidConfig(f"{METADATA_METHOD!r} is the metadata's; name yours differently")
+        constants[METADATA_METHOD] = metadata.model_dump_json(exclude_none=True)
+    return constants
+
+
+def _quantize_dynamically(
+    graph: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
+) -> torch.nn.Module:
+    """Return the graph with int8 linears: symmetric per channel, activations per call."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    prepared(*example_inputs)
+    return cast("torch.nn.Module", convert_pt2e(prepared))
+
+
+def _delegation(graph_module: torch.fx.GraphModule) -> tuple[int, tuple[str, ...]]:
+    """Return the number of delegate calls, and the operators left outside them."""
+    names = [
+        getattr(node.target, "__name__", str(node.target))
+        for node in graph_module.graph.nodes
+        if node.op == "call_function"
+    ]
+    delegated = [name for name in names if name == "executorch_call_delegate"]
+    outside = [name for name in names if name not in {"executorch_call_delegate", "getitem"}]
+    return len(delegated), tuple(outside)
