@@ -7,6 +7,8 @@ AioembedError
 ├── ModelNotLoaded                forward() before anything was loaded
 │   └── ModelClosed               the handle was closed
 ├── ModelBusy                     the queue is full, or strict mode and a forward is under way
+├── ForwardTimeout                no embedding within the caller's timeout
+├── BatchItemFailed               one item of forward_batch() failed; `index` says which
 ├── IllegalStateMove              the lifecycle refused a move (a defect of this library)
 ├── InvalidModelSource            the model source is nothing that can be loaded
 │   └── UnknownModel              no model of that name
@@ -53,12 +55,11 @@ Codes are those of the React Native ExecuTorch hook where it has one.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = [
     "AioembedError",
     "AlreadyOngoing",
     "AlreadyPaused",
+    "BatchItemFailed",
     "CacheUnwritable",
     "CheckpointError",
     "DiskFull",
@@ -70,6 +71,7 @@ __all__ = [
     "ExecutorchError",
     "ExportError",
     "FileReadFailed",
+    "ForwardTimeout",
     "IllegalStateMove",
     "ImageDecodeError",
     "ImageFetchFailed",
@@ -124,7 +126,7 @@ class AioembedError(Exception):
             none of its own; ExecuTorch's own number on `ExecutorchError`.
     """
 
-    code: ClassVar[int] | int = 101
+    code: int = 101
 
 
 class InvalidConfig(AioembedError):
@@ -166,6 +168,25 @@ class ModelBusy(AioembedError):
         self.pending = pending
 
 
+class ForwardTimeout(AioembedError, TimeoutError):
+    """No embedding within the caller's timeout; the model is unharmed."""
+
+
+class BatchItemFailed(AioembedError):
+    """One item of `forward_batch` failed; the item's own error is the cause, and lends its code.
+
+    Attributes:
+        index: The item's place in the batch, from 0.
+        error: What is wrong with it.
+    """
+
+    def __init__(self, message: str, *, index: int, error: AioembedError) -> None:
+        super().__init__(message)
+        self.index = index
+        self.error = error
+        self.code = error.code
+
+
 class IllegalStateMove(AioembedError):
     """The lifecycle refused a move that its table does not have."""
 
@@ -198,6 +219,8 @@ class InvalidProgram(ModelError):
 
 class IntegrityError(ModelError):
     """The bytes are not the ones that were published or recorded."""
+
+    code = 180
 
 
 class ProbeFailed(ModelError):

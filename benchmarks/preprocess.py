@@ -1,0 +1,155 @@
+"""JPEG to tensor, against Pillow, the transformers processor and OpenCV, on one thread each.
+
+    python benchmarks/preprocess.py [--rounds 7] [--photographs FOLDER]
+
+Prints, for 12 and 48 megapixels, the median of each path and its ratio to this library's, and how
+far its pixels are from this library's. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aioembed.images import SourcePolicy
+from aioembed.images.decode import open_encoded
+from aioembed.images.preprocess import program_input, smallest_enough
+from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
+
+Path_ = Callable[[bytes], np.ndarray]
+SIZES = {"12 megapixels": (4000, 3000), "48 megapixels": (8000, 6000)}
+
+
+def ours(preprocessing: Preprocessing) -> Path_:
+    policy = SourcePolicy.trusted()
+
+    def run(data: bytes) -> np.ndarray:
+        stored = open_encoded(data, policy).load(smallest_enough(preprocessing))
+        return np.asarray(program_input(stored, preprocessing)[0])
+
+    return run
+
+
+def pillow_clip(data: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    size = (int(224 * width / short), int(224 * height / short))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)))
+    return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+
+
+def pillow_stretch(data: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    pixels = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+
+
+def transformers_clip() -> Path_ | None:
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:
+        return None
+    processor: Any = CLIPImageProcessorPil(do_normalize=False)
+
+    def run(data: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return np.asarray(processor(image)["pixel_values"][0])
+
+    return run
+
+
+def opencv_stretch() -> Path_ | None:
+    try:
+        import cv2
+    except ImportError:
+        return None
+    cv2.setNumThreads(1)
+
+    def run(data: bytes) -> np.ndarray:
+        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.resize(image, (224, 224))
+        return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+
+    return run
+
+
+def scene(size: tuple[int, int], folder: Path | None) -> bytes:
+    """Return a JPEG of photographs side by side, each at its own size, or of drawn textures."""
+    rng = np.random.default_rng(0)
+    names = sorted(folder.glob("*.*g")) if folder and folder.is_dir() else []
+    tiles = [Image.open(name).convert("RGB") for name in names]
+    if not tiles:
+        ramp = np.add.outer(np.arange(400), np.arange(600)) / 4
+        waves = np.stack([120 + 80 * np.sin(ramp / period) for period in (3, 11, 40)], -1)
+        grain = rng.normal(0, 8, waves.shape)
+        tiles = [Image.fromarray(np.clip(waves + grain, 0, 255).astype(np.uint8))]
+    canvas = Image.new("RGB", size)
+    for top in range(0, size[1], 400):
+        for left in range(0, size[0], 500):
+            tile = tiles[rng.integers(len(tiles))]
+            x, y = (int(rng.integers(max(1, side - 400))) for side in tile.size)
+            canvas.paste(tile.crop((x, y, x + 500, y + 400)), (left, top))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def medians(paths: dict[str, Path_], data: bytes, rounds: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(rounds):
+        for name, path in paths.items():
+            begin = time.perf_counter()
+            path(data)
+            taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def report(title: str, paths: dict[str, Path_ | None], data: bytes, rounds: int) -> None:
+    present = {name: path for name, path in paths.items() if path}
+    reference = present["aioembed"](data)
+    times = medians(present, data, rounds)
+    print(f"\n{title}\n{'':22}{'ms':>8}{'ratio':>8}   largest / mean difference, in 1/255")
+    for name, path in present.items():
+        apart = np.abs(path(data) - reference) * 255
+        ratio = times[name] / times["aioembed"]
+        print(
+            f"{name:22}{times[name] * 1000:8.1f}{ratio:7.2f}x   {apart.max():.0f} / "
+            f"{apart.mean():.3f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    shared = Path(__file__).resolve().parents[2] / "shared" / "images"
+    parser.add_argument("--photographs", type=Path, default=shared)
+    options = parser.parse_args()
+    for title, size in SIZES.items():
+        data = scene(size, options.photographs)
+        stretch = {
+            "aioembed": ours(RNE_PREPROCESSING),
+            "OpenCV": opencv_stretch(),
+            "Pillow (antialiased)": pillow_stretch,
+        }
+        report(f"rne, {title}, {len(data) / 1e6:.1f} MB", stretch, data, options.rounds)
+        crop = {
+            "aioembed": ours(CLIP_PREPROCESSING),
+            "Pillow": pillow_clip,
+            "transformers": transformers_clip(),
+        }
+        report(f"clip, {title}, {len(data) / 1e6:.1f} MB", crop, data, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

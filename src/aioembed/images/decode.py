@@ -1,0 +1,204 @@
+"""From encoded bytes to 8-bit RGB pixels, within a policy's limits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ..errors import AioembedError, ImageDecodeError, ImageTooLarge
+from .color import to_rgb
+from .containers import orientation_of, walk
+from .geometry import Turn
+from .layout import turn_upright
+from .policy import ImageFormat, SourcePolicy
+from .resample import Pixels, RgbImage
+from .sniff import image_format
+
+__all__ = ["EncodedImage", "Stored", "check_bytes", "check_size", "decode", "open_encoded"]
+
+# The decoders' own classes, because Pillow's `Image.open` checks sizes against a setting that
+# belongs to the whole process.
+_DECODERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
+
+
+class Stored(NamedTuple):
+    """Decoded pixels in the order they are stored in.
+
+    Attributes:
+        pixels: In mode RGB, or uint8 `(height, width, 3)`.
+        size: Width and height of the whole image in pixels, before any shrinking.
+        orientation: EXIF's, 1 to 8, still to be applied.
+        shrunk: Factor by which the decoder has shrunk both sides.
+    """
+
+    pixels: Pixels
+    size: tuple[int, int]
+    orientation: int = 1
+    shrunk: int = 1
+
+
+class EncodedImage(NamedTuple):
+    """An encoded image whose header has been read and found within the limits."""
+
+    image: ImageFile.ImageFile
+    format: ImageFormat
+    orientation: int
+
+    def load(self, at_least: Callable[[tuple[int, int], int], tuple[int, int] | None]) -> Stored:
+        """Decode the pixels.
+
+        Args:
+            at_least: Given size and orientation, returns the smallest width and height that are
+                enough, so that a JPEG may be decoded at 1/2, 1/4 or 1/8; None where only all of
+                them are.
+
+        Raises:
+            ImageDecodeError: They are damaged or cut off.
+            UnsupportedImageFormat: They have no 8-bit meaning.
+        """
+        size = self.image.size
+        shrunk = 1
+        with _as_decode_error(self.format):
+            enough = at_least(size, self.orientation)
+            if enough is not None and self.format == "JPEG":
+                shrunk = _shrink(self.image, enough)
+            self.image.load()
+            size = size if shrunk > 1 else self.image.size
+            return Stored(to_rgb(self.image), size, self.orientation, shrunk)
+
+
+def check_bytes(count: int, policy: SourcePolicy) -> None:
+    """Refuse an image of too many encoded bytes.
+
+    Raises:
+        ImageTooLarge: `count` is beyond the policy's `max_bytes`.
+    """
+    if count > policy.max_bytes:
+        raise ImageTooLarge(
+            f"the image has more than {policy.max_bytes} bytes, the source policy's max_bytes: "
+            "allow more with SourcePolicy.allow(max_bytes=...)"
+        )
+
+
+def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
+    """Refuse an image of too many pixels, or none.
+
+    Args:
+        size: Width and height in pixels.
+        policy: With the limits.
+
+    Raises:
+        ImageTooLarge: Beyond the policy's `max_pixels` or `max_dimension`.
+        ImageDecodeError: A side has no pixels.
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageDecodeError(f"the image has {width} x {height} pixels: there is nothing in it")
+    if max(size) > policy.max_dimension:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} pixels, more than the source policy's "
+            f"max_dimension of {policy.max_dimension}: allow more with "
+            "SourcePolicy.allow(max_dimension=...)"
+        )
+    if width * height > policy.max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} pixels, more than the source policy's max_pixels "
+            f"of {policy.max_pixels}: allow more with SourcePolicy.allow(max_pixels=...)"
+        )
+
+
+def open_encoded(data: bytes, policy: SourcePolicy) -> EncodedImage:
+    """Read an encoded image's header and check it; no pixel is decoded.
+
+    Args:
+        data: The encoded image.
+        policy: Formats and limits.
+
+    Raises:
+        ImageTooLarge: More bytes, pixels or metadata than the limits.
+        UnsupportedImageFormat: A format that is not on the policy's list.
+        ImageDecodeError: No image, or a damaged one.
+    """
+    check_bytes(len(data), policy)
+    name = image_format(data, policy)
+    container = walk(data, name)
+    if container.size is not None:
+        check_size(container.size, policy)
+    with _as_decode_error(name):
+        image = _DECODERS[name](io.BytesIO(container.payload))
+    check_size(image.size, policy)
+    if container.size is not None and max(image.size) > max(container.size):
+        raise ImageDecodeError(f"a damaged {name}: its header states two sizes")
+    orientation = container.orientation
+    if name == "AVIF":
+        orientation = orientation_of(image.info.get("exif", b""))
+    return EncodedImage(image, name, orientation)
+
+
+def decode(data: bytes, policy: SourcePolicy) -> RgbImage:
+    """Decode an image, EXIF's orientation applied, the first frame of an animated one.
+
+    Args:
+        data: The encoded image.
+        policy: Formats and limits.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        ImageTooLarge: More bytes, pixels or metadata than the limits.
+        UnsupportedImageFormat: A format that is not on the policy's list, or pixels without an
+            8-bit meaning.
+        ImageDecodeError: No image, or a damaged one.
+    """
+    stored = open_encoded(data, policy).load(lambda _size, _orientation: None)
+    return turn_upright(np.asarray(stored.pixels), Turn.of(stored.orientation))
+
+
+def _shrink(image: ImageFile.ImageFile, enough: tuple[int, int]) -> int:
+    width = image.width
+    drafted = image.draft(None, enough)
+    if drafted is None:
+        return 1
+    _mode, (_left, _upper, right, _lower) = drafted
+    return round(width / right)
+
+
+@contextmanager
+def _as_decode_error(name: ImageFormat) -> Iterator[None]:
+    try:
+        yield
+    except AioembedError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise ImageTooLarge(
+            f"a {name} image that Pillow refuses: its own limit, PIL.Image.MAX_IMAGE_PIXELS, "
+            f"holds for this format too ({exc})"
+        ) from exc
+    except MemoryError as exc:
+        raise ImageTooLarge(f"there is not enough memory to decode this {name} image") from exc
+    except Exception as exc:  # Pillow's decoders raise whatever the damage leads them to.
+        raise ImageDecodeError(f"a damaged or truncated {name} image: {exc}") from exc

@@ -1,0 +1,68 @@
+"""From upright 8-bit pixels to the program's float32 input, in one pass."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec import Preprocessing
+from .geometry import Turn
+from .resample import RgbImage
+
+__all__ = ["lay_out", "pad", "turn_upright"]
+
+_CHANNELS = 3
+
+
+def turn_upright(pixels: RgbImage, turn: Turn) -> RgbImage:
+    """Return a view of a stored image the right way up."""
+    upright = pixels.transpose(1, 0, 2) if turn.swap else pixels
+    return upright[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1]
+
+
+def pad(pixels: RgbImage, top: int, left: int, to: Preprocessing) -> RgbImage:
+    """Return pixels on a ground of zeros of the program's size, itself where they fill it."""
+    if pixels.shape[:2] == (to.height, to.width):
+        return pixels
+    padded = np.zeros((to.height, to.width, _CHANNELS), np.uint8)
+    padded[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return padded
+
+
+def lay_out(pixels: RgbImage, to: Preprocessing) -> NDArray[np.float32]:
+    """Scale, normalise and order pixels for a program.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`, upright.
+        to: Scale, mean, standard deviation and layout.
+
+    Returns:
+        C-contiguous float32 of the shape `to.input_shape`.
+    """
+    out = np.empty(to.input_shape, np.float32)
+    for channel in range(_CHANNELS):
+        value_of = _values(to.scale, to.mean[channel], to.std[channel])
+        np.take(value_of, _source(pixels[..., channel], to), out=_place(out, channel, to))
+    return out
+
+
+def _source(plane: NDArray[np.uint8], to: Preprocessing) -> NDArray[np.uint8]:
+    if to.patch_size is None:
+        return plane
+    side = to.patch_size
+    grid = plane.reshape(to.height // side, side, to.width // side, side)
+    return grid.transpose(0, 2, 1, 3).reshape(-1, side * side)
+
+
+def _place(out: NDArray[np.float32], channel: int, to: Preprocessing) -> NDArray[np.float32]:
+    return out[0, channel] if to.patch_size is None else out[0, :, channel::_CHANNELS]
+
+
+@lru_cache(maxsize=64)
+def _values(scale: float, mean: float, std: float) -> NDArray[np.float32]:
+    """Return the program's value for each of the 256 levels of a channel."""
+    values = ((np.arange(256) * scale - mean) / std).astype(np.float32)
+    values.flags.writeable = False
+    return values

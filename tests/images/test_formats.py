@@ -1,0 +1,372 @@
+"""Promises 28 to 32: limits, formats, orientation, colour, and one bad image among good ones."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from PIL import Image
+
+from aioembed.errors import (
+    AioembedError,
+    ImageDecodeError,
+    ImageTooLarge,
+    InvalidUserInput,
+    UnsupportedImageFormat,
+)
+from aioembed.images import SourcePolicy, decode, load_image, prepare
+from aioembed.images.containers import orientation_of
+from aioembed.spec import RNE_PREPROCESSING
+
+from .support import drawn, encoded
+
+TRUSTED = SourcePolicy.trusted()
+UNTRUSTED = SourcePolicy.untrusted()
+FORMATS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "GIF": {},
+    "BMP": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
+
+def png_of(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG that claims a size, with some chunks before its data, and hardly any data."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts
+    )
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    data = bytearray(encoded(drawn(), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def gif_of(width: int, height: int) -> bytes:
+    data = bytearray(encoded(drawn(), "GIF"))
+    at = data.index(b"\x2c", 13 + 768)
+    data[at + 5 : at + 9] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+def bmp_of(width: int, height: int) -> bytes:
+    data = bytearray(encoded(drawn(), "BMP"))
+    data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+def webp_of(width: int, height: int) -> bytes:
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_of(width: int, height: int) -> bytes:
+    entries = [(256, 4, 1, width), (257, 4, 1, height)]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + b"\0" * 4
+
+
+@pytest.mark.parametrize("forge", [png_of, jpeg_of, gif_of, bmp_of, webp_of, tiff_of])
+@pytest.mark.parametrize("size", [(40_000, 10), (30_000, 30_000)])
+def test_promise_28_giant_dimensions_are_refused_before_decoding(
+    forge: Callable[[int, int], bytes], size: tuple[int, int]
+) -> None:
+    data = forge(*size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge, match=r"SourcePolicy\.allow\(max_"):
+            decode(data, UNTRUSTED)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_promise_28_the_pixel_cap_is_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(drawn(40, 30), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(data, UNTRUSTED).shape == (30, 40, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ImageTooLarge, match="max_pixels"):
+        decode(data, UNTRUSTED.allow(max_pixels=1199))
+    assert Image.MAX_IMAGE_PIXELS is None
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_promise_28_png_text_bombs_are_refused(name: bytes) -> None:
+    head = b"Comment\0\1\0\0\0" if name == b"iTXt" else b"Comment\0\0"
+    bomb = head + zlib.compress(b"a" * 50_000_000, 9)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge, match="text expands"):
+            decode(png_of(8, 8, (name, bomb)), TRUSTED)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_promise_28_metadata_that_only_costs_time_is_refused() -> None:
+    comments = b"\x21\xfe" + b"\x01a" * 100_000 + b"\0"
+    gif = encoded(drawn(), "GIF")
+    with pytest.raises(ImageTooLarge, match="parts"):
+        decode(gif[:781] + comments + gif[781:], TRUSTED)
+    with pytest.raises(ImageTooLarge, match="chunks"):
+        decode(png_of(8, 8, *[(b"tEXt", b"")] * 70_000), TRUSTED)
+    jpeg = encoded(drawn(), "JPEG")
+    with pytest.raises(ImageTooLarge, match="segments"):
+        decode(jpeg[:2] + b"\xff\xfe\0\2" * 70_000 + jpeg[2:], TRUSTED)
+    with pytest.raises(ImageTooLarge, match="scans"):
+        decode(jpeg + b"\xff\xda\0\2" * 300, TRUSTED)
+
+
+def test_promise_28_tiff_tags_over_the_same_bytes_are_refused() -> None:
+    tags = [(256, 4, 1, 8), (257, 4, 1, 8)]
+    tags += [(40_000 + index, 1, 60_000, 8) for index in range(4000)]
+    directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + directory + b"\0" * 60_000
+    with pytest.raises(ImageTooLarge, match="tags"):
+        decode(data, TRUSTED)
+    exif = data[:8] + struct.pack("<H", len(tags)) + data[10:]
+    assert orientation_of(exif) == 1
+
+
+def test_promise_28_in_memory_images_keep_to_the_limits() -> None:
+    small = UNTRUSTED.allow(max_pixels=100)
+
+    async def main() -> None:
+        for source in (drawn(20, 20), np.zeros((20, 20, 3), np.uint8)):
+            with pytest.raises(ImageTooLarge):
+                await load_image(source, policy=small)
+        with pytest.raises(ImageTooLarge, match="max_bytes"):
+            await load_image(b"x" * 200, policy=UNTRUSTED.allow(max_bytes=100))
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_promise_29_truncated_images_are_typed_errors(name: str) -> None:
+    data = encoded(drawn(), name, **FORMATS[name])
+    for end in range(0, len(data) - 40, max(1, len(data) // 60)):
+        with pytest.raises((ImageDecodeError, ImageTooLarge)):
+            decode(data[:end], TRUSTED)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "EPS"),
+        (b"8BPS\0\1" + b"\0" * 20, "PSD"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 16, "heic"),
+        (b"P6\n2 2\n255\n" + b"\0" * 12, "PPM"),
+        (b"\0\0\1\0\1\0", "ICO"),
+    ],
+)
+def test_promise_29_unlisted_formats_are_named(data: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedImageFormat, match=name):
+        decode(data, TRUSTED)
+
+
+def test_promise_29_the_policy_can_narrow_the_formats() -> None:
+    with pytest.raises(UnsupportedImageFormat, match=r"GIF.*allow\(formats="):
+        decode(encoded(drawn(), "GIF"), TRUSTED.allow(formats={"PNG"}))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "0 bytes"),
+        (b"<!DOCTYPE html><html>", "markup"),
+        (b"hello, world", "68 65 6c"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+    ],
+)
+def test_promise_29_what_is_no_image_is_said(data: bytes, what: str) -> None:
+    with pytest.raises(ImageDecodeError, match=what):
+        decode(data, TRUSTED)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_listed_format_decodes_to_its_pixels(name: str) -> None:
+    image = drawn()
+    got = decode(encoded(image, name, **FORMATS[name]), UNTRUSTED).astype(int)
+    tolerance = {"JPEG": 12, "AVIF": 12, "GIF": 40}.get(name, 0)
+    assert np.abs(got - np.asarray(image).astype(int)).max() <= tolerance
+
+
+def turned(orientation: int) -> Image.Image:
+    """The drawn scene stored such that the orientation makes it upright."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    return drawn().transpose(undo[orientation]) if orientation in undo else drawn()
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_promise_30_exif_orientation_is_applied(name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(turned(orientation), name, exif=exif.tobytes(), **FORMATS[name])
+    got = decode(data, UNTRUSTED).astype(int)
+    expected = np.asarray(drawn()).astype(int)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= (14 if name in ("JPEG", "AVIF") else 0)
+
+
+def test_promise_30_a_pillow_image_that_still_has_its_orientation_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(turned(6), "PNG", exif=exif.tobytes())
+
+    async def main() -> None:
+        got = await load_image(Image.open(io.BytesIO(data)), policy=TRUSTED)
+        assert np.array_equal(got, np.asarray(drawn()))
+
+    anyio.run(main)
+
+
+def of_mode(image: Image.Image) -> np.ndarray:
+    """Decode an image as a lossless file where one has its mode, else as it is."""
+    holder: list[np.ndarray] = []
+
+    async def main() -> None:
+        holder.append(await load_image(image, policy=TRUSTED))
+
+    anyio.run(main)
+    return holder[0]
+
+
+def test_promise_31_greyscale_and_bilevel_go_into_all_channels() -> None:
+    grey = drawn().convert("L")
+    expected = np.repeat(np.asarray(grey)[..., None], 3, -1)
+    assert np.array_equal(decode(encoded(grey, "PNG"), TRUSTED), expected)
+    bilevel = drawn().convert("1")
+    got = decode(encoded(bilevel, "PNG"), TRUSTED)
+    assert np.array_equal(got[..., 0], np.asarray(bilevel) * 255)
+
+
+def test_promise_31_palette_gives_its_colours_with_or_without_transparency() -> None:
+    palette = drawn().quantize(32)
+    expected = np.asarray(palette.convert("RGB"))
+    assert np.array_equal(decode(encoded(palette, "PNG"), TRUSTED), expected)
+    transparent = encoded(palette, "PNG", transparency=bytes(range(32)))
+    assert np.array_equal(decode(transparent, TRUSTED), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_promise_31_alpha_is_dropped_without_blending(mode: str) -> None:
+    image = drawn().convert(mode)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    expected = np.asarray(drawn().convert(mode[:-1]).convert("RGB"))
+    assert np.array_equal(decode(encoded(image, "PNG"), TRUSTED), expected)
+    if mode == "RGBA":
+        webp = encoded(image, "WEBP", lossless=True, exact=True)
+        assert np.array_equal(decode(webp, TRUSTED), expected)
+
+
+def test_promise_31_premultiplied_alpha_is_divided_out() -> None:
+    image = drawn().convert("RGBA")
+    image.putalpha(200)
+    got = of_mode(image.convert("RGBa")).astype(int)
+    assert np.abs(got - np.asarray(drawn()).astype(int)).max() <= 1
+
+
+def test_promise_31_sixteen_bits_keep_their_upper_eight() -> None:
+    values = (np.arange(61 * 47).reshape(47, 61) * 22).astype(np.uint16)
+    got = decode(encoded(Image.fromarray(values), "PNG"), TRUSTED)
+    assert np.array_equal(got[..., 1], values >> 8)
+    assert np.array_equal(decode(encoded(Image.fromarray(values), "TIFF"), TRUSTED), got)
+
+
+def test_promise_31_cmyk_is_ink_times_black() -> None:
+    inks = np.random.default_rng(1).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    image = Image.frombytes("CMYK", (16, 16), inks.tobytes())
+    got = decode(encoded(image, "TIFF"), TRUSTED).astype(float)
+    white = 255.0 - inks
+    expected = white[..., :3] * white[..., 3:] / 255
+    assert np.abs(got - expected).max() <= 1
+    assert decode(encoded(drawn().convert("CMYK"), "JPEG"), TRUSTED).shape == (47, 61, 3)
+
+
+def test_promise_31_animations_give_their_first_frame() -> None:
+    second = Image.new("RGB", drawn().size)
+    frames: dict[str, Any] = {"save_all": True, "append_images": [second], "duration": 50}
+    expected = np.asarray(drawn())
+    assert np.array_equal(decode(encoded(drawn(), "PNG", **frames), TRUSTED), expected)
+    webp = encoded(drawn(), "WEBP", lossless=True, **frames)
+    assert np.array_equal(decode(webp, TRUSTED), expected)
+    still = decode(encoded(drawn(), "GIF"), TRUSTED)
+    assert np.array_equal(decode(encoded(drawn(), "GIF", **frames), TRUSTED), still)
+
+
+def test_promise_31_icc_profiles_are_ignored() -> None:
+    plain = decode(encoded(drawn(), "PNG"), TRUSTED)
+    tagged = encoded(drawn(), "PNG", icc_profile=b"a profile of another colour space" * 20)
+    assert np.array_equal(decode(tagged, TRUSTED), plain)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_promise_31_samples_without_a_range_are_refused(mode: str) -> None:
+    data = encoded(drawn().convert(mode), "TIFF")
+    with pytest.raises(UnsupportedImageFormat, match="8-bit"):
+        decode(data, TRUSTED)
+
+
+def test_promise_32_one_bad_image_leaves_the_others_alone(png: bytes) -> None:
+    outcomes: list[object] = [None] * 5
+
+    async def one(index: int, source: bytes) -> None:
+        try:
+            outcomes[index] = await prepare(source, RNE_PREPROCESSING, policy=UNTRUSTED)
+        except AioembedError as exc:
+            outcomes[index] = exc
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            for index in range(5):
+                tasks.start_soon(one, index, png[:60] if index == 2 else png)
+
+    anyio.run(main)
+    assert isinstance(outcomes.pop(2), ImageDecodeError)
+    assert all(isinstance(outcome, np.ndarray) for outcome in outcomes)
+
+
+def test_the_callers_pillow_image_is_left_as_it_is() -> None:
+    image = drawn().quantize(16)
+    image.info["transparency"] = b"\1\2"
+    of_mode(image)
+    assert image.mode == "P"
+    assert image.info["transparency"] == b"\1\2"
+
+
+def test_what_is_no_input_at_all_is_refused() -> None:
+    async def main() -> None:
+        with pytest.raises(InvalidUserInput, match="int"):
+            await load_image(5, policy=TRUSTED)  # type: ignore[arg-type]
+
+    anyio.run(main)

@@ -1,0 +1,341 @@
+"""Promises 33 to 35: a stranger's URL leads nowhere that a policy does not allow."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Callable
+
+import anyio
+import httpx
+import pytest
+
+from aioembed.errors import (
+    ImageFetchFailed,
+    ImageTooLarge,
+    InvalidUserInput,
+    SourceRefused,
+)
+from aioembed.images import PolicyTransport, SourcePolicy, fetch, is_public, load_image
+from aioembed.images.addresses import parse_address
+
+from .support import PUBLIC, ToLoopback, Web, resolver_of, serving
+
+pytestmark = pytest.mark.anyio
+
+UNTRUSTED = SourcePolicy.untrusted()
+NAMES = {"good.example": [PUBLIC], "other.example": [PUBLIC]}
+
+NOT_PUBLIC = [
+    "127.0.0.1",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "100.100.100.200",
+    "168.63.129.16",
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "192.0.0.192",
+    "198.18.0.1",
+    "::",
+    "::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:93.184.216.34",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::7f00:1",
+    "2002:7f00:1::",
+    "2001:0:5ef5:79fd::1",
+    "2001:db8::1",
+    "fe80::1%1",
+]
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[Web]:
+    async with serving() as server:
+        yield server
+
+
+def fetching(
+    web: Web, names: dict[str, list[str]] | None = None, policy: SourcePolicy = UNTRUSTED
+) -> tuple[Callable[..., object], ToLoopback]:
+    """Return a fetch whose every connection goes to the server on loopback, and those seen."""
+    transport = ToLoopback(web.port)
+
+    async def get(url: str, **options: object) -> bytes:
+        return await fetch(
+            url,
+            policy,
+            resolver=resolver_of(NAMES if names is None else names),
+            transport=transport,
+            **options,  # type: ignore[arg-type]
+        )
+
+    return get, transport
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+async def test_promise_33_addresses_that_are_not_public_get_no_connection(address: str) -> None:
+    async with serving() as web:
+        get, transport = fetching(web, {"inside.example": [PUBLIC, address]})
+        parsed = parse_address(address)
+        assert parsed is not None
+        assert not is_public(parsed)
+        with pytest.raises(SourceRefused) as caught:
+            await get("http://inside.example/cat.png")  # type: ignore[misc]
+        assert caught.value.rule == "private_addresses"
+        assert "private_addresses=True" in str(caught.value)
+        assert address not in str(caught.value)
+        if "%" not in address:
+            host = f"[{address}]" if ":" in address else address
+            with pytest.raises(SourceRefused):
+                await get(f"http://{host}/cat.png")  # type: ignore[misc]
+        assert web.connections == 0
+        assert not transport.seen
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.1/",
+        "http://0x7f000001/",
+        "http://0x7f.1/",
+        "http://2130706433/",
+        "http://0177.0.0.1/",
+        "http://127.0.0.1./",
+        "http://localhost./",
+        "http://[::1]/",
+        "http://good.example\\@127.0.0.1/",
+        "http://127.0.0.1\\.good.example/",
+        "http://good.example@127.0.0.1/",
+        "http://user:secret@good.example/",
+        "http://127%2e0%2e0%2e1/",
+        "http://１２７.0.0.1/",  # noqa: RUF001
+        "http://good.example:0x50/",
+        "http://good.example:99999/",
+        "http:///good.example/",
+        "http://",
+        "http:good.example/",
+        "http://good example/",
+        "http://good.example/\r\nHost: 127.0.0.1",
+        "http://[::1%25lo]/",
+        "http://[127.0.0.1]/",
+    ],
+)
+async def test_promise_33_hosts_in_disguise_are_refused(url: str) -> None:
+    async with serving() as web:
+        get, transport = fetching(web, {"localhost": ["127.0.0.1"], "good.example": [PUBLIC]})
+        with pytest.raises(SourceRefused) as caught:
+            await get(url)  # type: ignore[misc]
+        assert "secret" not in str(caught.value)
+        assert web.connections == 0
+        assert not transport.seen
+
+
+@pytest.mark.parametrize("source", ["file:///etc/passwd", "/etc/passwd", "etc/passwd"])
+async def test_promise_33_only_web_and_data_uris_are_for_strangers(source: str) -> None:
+    with pytest.raises(SourceRefused) as caught:
+        await load_image(source, policy=UNTRUSTED)
+    assert caught.value.rule == "schemes"
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "gopher", "s3", "javascript", "jar"])
+async def test_promise_33_other_schemes_are_named(scheme: str) -> None:
+    with pytest.raises(InvalidUserInput, match=scheme):
+        await load_image(f"{scheme}://good.example/cat.png", policy=UNTRUSTED)
+
+
+async def test_promise_34_the_name_is_resolved_once_and_the_connection_pinned(web: Web) -> None:
+    asked: list[str] = []
+    answers = iter([[PUBLIC], ["127.0.0.1"]])
+
+    async def rebinding(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return next(answers)
+
+    web.answer("/cat", b"pixels")
+    transport = ToLoopback(web.port)
+    url = "https://Good.Example/cat"
+    assert await fetch(url, UNTRUSTED, resolver=rebinding, transport=transport) == b"pixels"
+    assert asked == ["good.example"]
+    (seen,) = transport.seen
+    assert seen.url.host == PUBLIC
+    assert seen.headers["host"] == "good.example"
+    assert seen.extensions["sni_hostname"] == "good.example"
+    assert "host: good.example" in web.requests[0].lower()
+
+
+async def test_promise_34_the_next_checked_address_is_tried(web: Web) -> None:
+    web.answer("/cat", b"pixels")
+
+    class FirstIsDown(ToLoopback):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.host == "93.184.216.1":
+                raise httpx.ConnectError("down")
+            return await super().handle_async_request(request)
+
+    names = {"good.example": ["93.184.216.1", "2606:2800:220:1::1"]}
+    transport = FirstIsDown(web.port)
+    url = "http://good.example/cat"
+    got = await fetch(url, UNTRUSTED, resolver=resolver_of(names), transport=transport)
+    assert got == b"pixels"
+    assert transport.seen[0].url.host == "2606:2800:220:1::1"
+
+
+@pytest.mark.parametrize(
+    ("location", "rule"),
+    [
+        ("http://127.0.0.1/x", "private_addresses"),
+        ("http://inside.example/x", "private_addresses"),
+        ("//169.254.169.254/latest", "private_addresses"),
+        ("http://0x7f000001/", "malformed"),
+        ("http://good.example:22/", "ports"),
+        ("file:///etc/passwd", "schemes"),
+        ("http://user:pw@good.example/", "credentials"),
+    ],
+)
+async def test_promise_34_every_redirect_is_checked_again(location: str, rule: str) -> None:
+    async with serving() as web:
+        web.redirect("/cat", location)
+        get, transport = fetching(web, NAMES | {"inside.example": ["10.0.0.1"]})
+        with pytest.raises(SourceRefused) as caught:
+            await get("http://good.example/cat")  # type: ignore[misc]
+        assert caught.value.rule == rule
+        assert len(transport.seen) == 1
+
+
+async def test_promise_34_credentials_never_cross_origins(web: Web) -> None:
+    web.redirect("/cat", f"http://localhost:{web.port}/dog")
+    web.redirect("/dog", "/fox")
+    web.answer("/fox", b"pixels")
+    headers = {"Authorization": "Bearer secret", "X-Api-Key": "secret", "Cookie": "id=secret"}
+    async with httpx.AsyncClient(headers=headers, auth=("me", "secret")) as client:
+        url = f"http://127.0.0.1:{web.port}/cat"
+        got = await fetch(url, SourcePolicy.trusted(), http_client=client)
+    assert got == b"pixels"
+    first, *later = web.requests
+    assert "secret" in first
+    assert len(later) == 2
+    assert not any("secret" in request or "Basic" in request for request in later)
+
+
+async def test_promise_34_a_callers_client_is_left_out_where_addresses_are_checked() -> None:
+    def never(request: httpx.Request) -> httpx.Response:
+        raise AssertionError
+
+    async with serving() as web:
+        web.answer("/cat", b"pixels")
+        get, _ = fetching(web)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(never)) as client:
+            assert await get("http://good.example/cat", http_client=client) == b"pixels"  # type: ignore[misc]
+
+
+async def test_promise_35_the_byte_cap_holds_with_and_without_a_declared_length() -> None:
+    async with serving() as web:
+        web.answer("/declared", b"x" * 2000)
+        web.answers["/open"] = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2000
+        web.answer("/fits", b"x" * 1000)
+        get, _ = fetching(web, policy=UNTRUSTED.allow(max_bytes=1000))
+        assert len(await get("http://good.example/fits")) == 1000  # type: ignore[misc]
+        for path in ("declared", "open"):
+            with pytest.raises(ImageTooLarge, match="max_bytes"):
+                await get(f"http://good.example/{path}")  # type: ignore[misc]
+
+
+async def test_promise_35_the_byte_cap_counts_what_compression_expands_to() -> None:
+    async with serving() as web:
+        web.answer("/bomb", gzip.compress(b"\0" * 40_000_000), "Content-Encoding: gzip")
+        web.answer("/fits", zlib.compress(b"pixels"), "Content-Encoding: deflate")
+        web.answer("/twice", b"", "Content-Encoding: gzip, gzip")
+        web.answer("/broken", b"no gzip at all", "Content-Encoding: gzip")
+        get, _ = fetching(web, policy=UNTRUSTED.allow(max_bytes=100_000))
+        assert await get("http://good.example/fits") == b"pixels"  # type: ignore[misc]
+        with pytest.raises(ImageTooLarge):
+            await get("http://good.example/bomb")  # type: ignore[misc]
+        for path in ("twice", "broken"):
+            with pytest.raises(ImageFetchFailed):
+                await get(f"http://good.example/{path}")  # type: ignore[misc]
+
+
+async def test_promise_35_the_total_time_is_capped(web: Web) -> None:
+    get, _ = fetching(web, policy=UNTRUSTED.allow(timeout=0.2))
+    with pytest.raises(ImageFetchFailed, match=r"0\.2 s.*timeout="):
+        await get("http://good.example/never-answered")  # type: ignore[misc]
+
+
+async def test_promise_35_redirects_are_capped(web: Web) -> None:
+    web.redirect("/cat", "/cat")
+    get, transport = fetching(web)
+    with pytest.raises(SourceRefused) as caught:
+        await get("http://good.example/cat")  # type: ignore[misc]
+    assert caught.value.rule == "max_redirects"
+    assert len(transport.seen) == UNTRUSTED.max_redirects + 1
+
+
+async def test_promise_35_only_listed_ports_and_hosts_are_asked(web: Web) -> None:
+    get, transport = fetching(web)
+    with pytest.raises(SourceRefused) as caught:
+        await get("http://good.example:8080/cat")  # type: ignore[misc]
+    assert caught.value.rule == "ports"
+    policy = UNTRUSTED.allow(allow_hosts={"*.good.example"}, deny_hosts={"bad.good.example"})
+    get, transport = fetching(web, {}, policy)
+    for host, rule in (
+        ("good.example", "allow_hosts"),
+        ("evilgood.example", "allow_hosts"),
+        ("bad.good.example.", "deny_hosts"),
+    ):
+        with pytest.raises(SourceRefused) as caught:
+            await get(f"http://{host}/")  # type: ignore[misc]
+        assert caught.value.rule == rule
+    assert not transport.seen
+
+
+async def test_a_server_that_answers_with_an_error_is_named(web: Web) -> None:
+    web.answer("/gone?token=hidden", b"", status="404 Not Found")
+    get, _ = fetching(web)
+    with pytest.raises(ImageFetchFailed, match="404"):
+        await get("http://good.example/gone?token=hidden")  # type: ignore[misc]
+    with pytest.raises(ImageFetchFailed, match="resolve"):
+        await get("http://nowhere.example/")  # type: ignore[misc]
+
+
+async def test_the_transport_works_by_itself(web: Web) -> None:
+    web.answer("/bomb", gzip.compress(b"\0" * 5_000_000), "Content-Encoding: gzip")
+    web.answer("/cat", gzip.compress(b"pixels"), "Content-Encoding: gzip")
+    web.redirect("/in", "http://127.0.0.1/")
+    transport = PolicyTransport(
+        UNTRUSTED.allow(max_bytes=1_000_000),
+        resolver=resolver_of(NAMES),
+        transport=ToLoopback(web.port),
+    )
+    async with httpx.AsyncClient(transport=transport, follow_redirects=True) as client:
+        assert (await client.get("http://good.example/cat")).content == b"pixels"
+        with pytest.raises(ImageTooLarge):
+            await client.get("http://good.example/bomb")
+        with pytest.raises(SourceRefused):
+            await client.get("http://good.example/in")
+
+
+async def test_a_trusted_policy_reaches_loopback_through_the_same_transport(
+    web: Web, png: bytes
+) -> None:
+    web.answer("/cat.png", png)
+    url = f"http://127.0.0.1:{web.port}/cat.png"
+    assert (await load_image(url, policy=SourcePolicy.trusted())).shape == (47, 61, 3)
+    with pytest.raises(SourceRefused):
+        await load_image(url, policy=UNTRUSTED.allow(ports=None))
+
+
+async def test_cancelling_a_fetch_ends_it(web: Web) -> None:
+    get, _ = fetching(web)
+    with anyio.move_on_after(0.1) as scope:
+        await get("http://good.example/never-answered")  # type: ignore[misc]
+    assert scope.cancelled_caught
