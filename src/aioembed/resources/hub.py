@@ -1,0 +1,124 @@
+"""The Hugging Face hub's rules: mirror, token, offline switch and the headers about large files."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+
+from aioembed.errors import InvalidConfig, shorten
+
+__all__ = ["Hub", "Linked", "is_loopback", "is_offline", "origin"]
+
+_HUB = httpx.URL("https://huggingface.co")
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+_SHA256_ETAG = re.compile('(?:W/)?"?([0-9a-fA-F]{64})"?')
+_PORTS = {"http": 80, "https": 443}
+
+
+def is_offline(offline: bool | None) -> bool:
+    """Return `offline`, or what the variable `HF_HUB_OFFLINE` says where that is None."""
+    if offline is not None:
+        return offline
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port: what a credential may not leave."""
+    return url.scheme, url.host, url.port or _PORTS.get(url.scheme)
+
+
+def is_loopback(url: httpx.URL) -> bool:
+    """Whether the URL's host is this machine."""
+    if url.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Which server is the hub, and the token that only it may see.
+
+    Attributes:
+        endpoint: The hub, or the mirror that stands in for it.
+        token: For gated and private models.
+    """
+
+    endpoint: httpx.URL
+    token: str | None
+
+    @classmethod
+    def configured(cls, endpoint: str | None = None, token: str | None = None) -> Self:
+        """Fill in what is None from `HF_ENDPOINT` and `HF_TOKEN`; an empty token is none.
+
+        Raises:
+            InvalidConfig: The endpoint is no http(s) URL.
+        """
+        chosen = endpoint or os.environ.get("HF_ENDPOINT") or str(_HUB)
+        try:
+            url = httpx.URL(chosen)
+        except httpx.InvalidURL as exc:
+            raise InvalidConfig(f"the endpoint {shorten(chosen)} is no URL: {exc}") from exc
+        if url.scheme not in _PORTS or not url.host:
+            raise InvalidConfig(f"the endpoint {shorten(chosen)} is no http: or https: URL")
+        token = os.environ.get("HF_TOKEN") if token is None else token
+        return cls(url, (token or "").strip() or None)
+
+    def rewrite(self, url: httpx.URL) -> httpx.URL:
+        """Return the mirror's URL for one of the hub, any other URL unchanged."""
+        if origin(url) != origin(_HUB) or origin(self.endpoint) == origin(_HUB):
+            return url
+        prefix = self.endpoint.raw_path.rstrip(b"/")
+        return self.endpoint.copy_with(raw_path=prefix + url.raw_path)
+
+    def is_own(self, url: httpx.URL) -> bool:
+        """Whether the hub itself answers at `url`, over a connection that can be believed."""
+        secure = url.scheme == "https" or is_loopback(url)
+        return secure and origin(url) == origin(self.endpoint)
+
+    def credentials(self, url: httpx.URL) -> dict[str, str]:
+        """Return the header with the token if `url` may see it."""
+        if self.token is None or not self.is_own(url):
+            return {}
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+@dataclass(frozen=True)
+class Linked:
+    """What the hub says of a large file on the redirect to where it is stored.
+
+    Attributes:
+        sha256: Of the file (`X-Linked-Etag`), where it has the form of one.
+        size: In bytes (`X-Linked-Size`).
+        commit: Revision of the repository (`X-Repo-Commit`).
+        trusted: Whether the hub itself said so, and not just any server.
+    """
+
+    sha256: str | None = None
+    size: int | None = None
+    commit: str | None = None
+    trusted: bool = False
+
+    @classmethod
+    def read(cls, headers: httpx.Headers, *, trusted: bool) -> Self:
+        """Read the headers of one answer."""
+        match = _SHA256_ETAG.fullmatch(headers.get("X-Linked-Etag", "").strip())
+        size = headers.get("X-Linked-Size", "")
+        return cls(
+            sha256=match[1].lower() if match else None,
+            size=int(size) if size.isascii() and size.isdigit() else None,
+            commit=headers.get("X-Repo-Commit"),
+            trusted=trusted,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said."""
+        return self.sha256 is None and self.size is None and self.commit is None

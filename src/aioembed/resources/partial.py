@@ -1,0 +1,104 @@
+"""A file on its way into the cache: appended to and hashed, until it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from .records import Journal, read_record, write_record
+
+__all__ = ["Partial", "hash_file"]
+
+_READ_BYTES = 1 << 20
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of the file at `path` in hexadecimal digits. Blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Partial:
+    """A part that this process has claimed. Its methods block; call them one at a time.
+
+    Attributes:
+        folder: Where `data` and `journal.json` lie.
+        journal: What the server said of the file, None before it said anything.
+        received: Bytes in it.
+    """
+
+    def __init__(self, folder: Path, fd: int) -> None:
+        self.folder = folder
+        self.journal: Journal | None = None
+        self.received = 0
+        self._fd = fd
+        self._hash = hashlib.sha256()
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the part in `folder` and hash what it has."""
+        fd = os.open(folder / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        part = cls(folder, fd)
+        try:
+            part.journal = read_record(Journal, folder / "journal.json")
+            while block := os.read(fd, _READ_BYTES):
+                part._hash.update(block)
+                part.received += len(block)
+        except BaseException:
+            os.close(fd)
+            raise
+        return part
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes received so far."""
+        return self._hash.hexdigest()
+
+    def note(self, journal: Journal) -> None:
+        """Write down what the server said."""
+        if journal != self.journal:
+            write_record(journal, self.folder / "journal.json")
+            self.journal = journal
+
+    def restart(self, journal: Journal | None = None) -> None:
+        """Drop what was received; `journal` describes what comes now."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hash = hashlib.sha256()
+        self.received = 0
+        self.journal = None
+        if journal is None:
+            (self.folder / "journal.json").unlink(missing_ok=True)
+        else:
+            self.note(journal)
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write and hash `chunks`."""
+        for chunk in chunks:
+            left = memoryview(chunk)
+            while left:
+                written = os.write(self._fd, left)
+                self._hash.update(left[:written])
+                self.received += written
+                left = left[written:]
+
+    def head(self, count: int) -> bytes:
+        """Return the first `count` bytes."""
+        return os.pread(self._fd, count, 0)
+
+    def free_bytes(self) -> int:
+        """Space left on the disk."""
+        return shutil.disk_usage(self.folder).free
+
+    def settle(self) -> os.stat_result:
+        """Bring everything to the disk."""
+        os.fsync(self._fd)
+        return os.fstat(self._fd)
+
+    def close(self) -> None:
+        """Close the file; the part stays where it is."""
+        os.close(self._fd)

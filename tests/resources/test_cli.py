@@ -1,0 +1,104 @@
+"""`aioembed download` and `aioembed cache`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+pytest.importorskip("typer")
+
+import typer
+from typer.testing import CliRunner, Result
+
+from aioembed.cli.cache import cache_app
+from aioembed.cli.download import download
+from aioembed.resources import Cache, Fetcher, Resource
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    app = typer.Typer()
+    app.command()(download)
+    app.add_typer(cache_app)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    return run
+
+
+@pytest.fixture
+def cached(cache: Cache, monkeypatch: pytest.MonkeyPatch, scripted: Any, serve_file: Any) -> Any:
+    """Two downloaded files, and the server gone."""
+    monkeypatch.setenv("AIOEMBED_CACHE", str(cache.directory))
+
+    async def fill() -> Any:
+        async with scripted(serve_file()) as server:
+            wanted = [Resource(f"{server.origin}/{name}.pte") for name in "ab"]
+            return await Fetcher(cache).fetch(wanted)
+
+    return anyio.run(fill)
+
+
+def test_download_of_a_cached_url_prints_its_path(invoke: Any, cached: Any) -> None:
+    result = invoke("download", cached[0].url)
+    assert result.exit_code == 0
+    assert result.stdout == f"{cached[0].path}\n"
+    assert "in the cache already" in result.stderr
+
+
+def test_download_of_an_embedded_model_needs_no_network(invoke: Any) -> None:
+    result = invoke("download", "gist-512")
+    assert result.exit_code == 0
+    assert Path(result.stdout.strip()).name.endswith(".pte")
+
+
+def test_download_that_fails_says_so_with_the_exit_code_for_it(
+    invoke: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("download", "https://huggingface.co/a/b/resolve/main/m.pte")
+    assert result.exit_code == 4
+    [error] = [line for line in result.stderr.splitlines() if "error" in line]
+    assert error.startswith("aioembed: error: https://huggingface.co/a/b/resolve/main/m.pte")
+
+
+def test_list_and_size(invoke: Any, cached: Any) -> None:
+    listed = invoke("cache", "list", "--format", "json")
+    assert [file["url"] for file in json.loads(listed.stdout)] == [file.url for file in cached]
+    assert "first download" in invoke("cache", "list").stdout
+    assert int(invoke("cache", "size").stdout) > 600_000
+
+
+def test_verify_names_the_damaged_and_exits_with_the_code_of_a_model_at_fault(
+    invoke: Any, cached: Any
+) -> None:
+    assert invoke("cache", "verify").exit_code == 0
+    cached[0].path.write_bytes(b"damaged")
+    result = invoke("cache", "verify")
+    assert result.exit_code == 3
+    assert str(cached[0].path) in result.stderr
+    assert result.stdout == f"{cached[1].sha256}  {cached[1].path}\n"
+
+
+def test_delete_by_name_by_url_and_all(invoke: Any, cached: Any) -> None:
+    assert invoke("cache", "delete").exit_code == 2
+    assert invoke("cache", "delete", "missing.pte").exit_code == 2
+    assert invoke("cache", "delete", "a.pte").exit_code == 0
+    assert not cached[0].path.exists()
+    assert invoke("cache", "delete", cached[1].url).exit_code == 0
+    assert not cached[1].path.exists()
+    assert invoke("cache", "delete", "--all").exit_code == 0
+
+
+def test_prune_to_a_size(invoke: Any, cached: Any) -> None:
+    assert invoke("cache", "prune").stdout == "0 bytes freed\n"
+    result = invoke("cache", "prune", "--max-size", "0.4")
+    assert len(result.stdout.splitlines()) == 2
+    assert invoke("cache", "prune", "--older-than", "1").stdout == "0 bytes freed\n"
