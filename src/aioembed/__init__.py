@@ -1,0 +1,35 @@
+"""Asyncio-native image and text embeddings on ExecuTorch and XNNPACK."""
+
+from . import errors as errors
+from .errors import AioembedError as AioembedError
+from .image import ImageEmbeddings as ImageEmbeddings
+from .image import use_image_embeddings as use_image_embeddings
+from .images import ImageInput as ImageInput
+from .images import SourcePolicy as SourcePolicy
+from .images import load_image as load_image
+from .registry import CLIP_VIT_BASE_PATCH32_IMAGE as CLIP_VIT_BASE_PATCH32_IMAGE
+from .registry import CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED as CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED
+from .registry import CLIP_VIT_BASE_PATCH32_TEXT as CLIP_VIT_BASE_PATCH32_TEXT
+from .registry import GIST_512 as GIST_512
+from .registry import MODELS as MODELS
+from .registry import ModelSource as ModelSource
+from .similarity import cosine_similarity as cosine_similarity
+from .similarity import dot_product as dot_product
+from .spec import CLIP_PREPROCESSING as CLIP_PREPROCESSING
+from .spec import RNE_PREPROCESSING as RNE_PREPROCESSING
+from .spec import EmbeddingSpace as EmbeddingSpace
+from .spec import ModelSpec as ModelSpec
+from .spec import Preprocessing as Preprocessing
+from .spec import ProgramMetadata as ProgramMetadata
+from .state import LEGAL_MOVES as LEGAL_MOVES
+from .state import ModelState as ModelState
+from .state import Status as Status
+from .text import TextEmbeddings as TextEmbeddings
+from .text import use_text_embeddings as use_text_embeddings
+from .tokenize import TruncationWarning as TruncationWarning
+from .zero_shot import Classification as Classification
+from .zero_shot import LabelScore as LabelScore
+from .zero_shot import ZeroShotClassifier as ZeroShotClassifier
+from .zero_shot import classify as classify
+
+__version__ = "0.1.0"

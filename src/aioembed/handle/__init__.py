@@ -1,0 +1,12 @@
+"""The lifecycle that image and text handles share."""
+
+from .base import EmbeddingHandle as EmbeddingHandle
+from .calls import OnBusy as OnBusy
+from .calls import OnCall as OnCall
+from .contract import ModelContract as ModelContract
+from .loaded import Inputs as Inputs
+from .loaded import LoadedModel as LoadedModel
+from .loader import LoadOptions as LoadOptions
+from .stream import EmbeddingStream as EmbeddingStream
+from .stream import Err as Err
+from .stream import Ok as Ok

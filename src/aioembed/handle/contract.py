@@ -1,0 +1,179 @@
+"""What a loaded program takes and gives, put together from the program, its spec and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
+from ..runtime import MethodInfo, Program
+from ..spec import (
+    METADATA_METHOD,
+    RNE_PREPROCESSING,
+    EmbeddingSpace,
+    Modality,
+    ModelSpec,
+    Preprocessing,
+    ProgramMetadata,
+)
+
+__all__ = ["ModelContract", "read_contract"]
+
+_BATCH_METHOD = "forward_batch"
+"""A second method whose first axis is dynamic, for programs that have one beside `forward`."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContract:
+    """What a loaded program takes and gives.
+
+    Attributes:
+        modality: What it embeds.
+        preprocessing: Of images; None for text.
+        embedding_dim: Values per vector.
+        normalized: Whether the program's own vectors have length 1.
+        space: Where its vectors live.
+        forward: The method for one item.
+        batch_method: The method that takes several items at once: `forward_batch` where there
+            is one, otherwise `forward`, if its first axis is dynamic.
+        max_batch: Most items in one call of it, 1 where the program takes no more.
+        metadata: What the program says of itself, if it does.
+    """
+
+    modality: Modality
+    preprocessing: Preprocessing | None
+    embedding_dim: int
+    normalized: bool
+    space: EmbeddingSpace
+    forward: MethodInfo
+    batch_method: str
+    max_batch: int
+    metadata: ProgramMetadata | None
+
+    def embeddings(self, output: Array, count: int) -> NDArray[np.float32]:
+        """Return a program's output as `(count, embedding_dim)` float32 rows of length 1.
+
+        Raises:
+            InvalidModelOutput: Of another size or dtype, or with values that are no numbers.
+        """
+        if output.dtype != np.float32 or output.size != count * self.embedding_dim:
+            raise InvalidModelOutput(
+                f"the program returned {output.dtype} {output.shape} for {count} inputs; "
+                f"wanted float32 ({count}, {self.embedding_dim})"
+            )
+        rows: NDArray[np.float32] = output.reshape(count, self.embedding_dim)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or (lengths == 0).any():
+            raise InvalidModelOutput("the program returned a vector of zeros, NaN or infinity")
+        return rows if self.normalized else rows / lengths
+
+
+def read_contract(
+    program: Program,
+    spec: ModelSpec,
+    *,
+    preprocessing: Preprocessing | None = None,
+    file_sha256: Callable[[], str],
+) -> ModelContract:
+    """Put a program's contract together.
+
+    What the caller asks for outranks what the program says, and that outranks the spec.
+
+    Args:
+        program: The loaded program.
+        spec: What is known of it from outside.
+        preprocessing: The caller's own, in place of any other.
+        file_sha256: Returns the hash of the program's file, which names the weights where
+            nothing better does.
+
+    Raises:
+        InvalidProgram: No `forward` method, or metadata that cannot be read.
+        WrongDimensions: The preprocessing does not fit the program's input.
+    """
+    forward = program.methods.get("forward")
+    if forward is None or not forward.inputs or not forward.outputs:
+        raise InvalidProgram(
+            f"{shorten(spec.name)} has no usable method `forward`; "
+            f"its methods are {', '.join(program.methods) or 'none'}"
+        )
+    metadata = _metadata(program, spec)
+    modality = metadata.modality if metadata else spec.modality
+    if modality != spec.modality:
+        raise InvalidProgram(f"{shorten(spec.name)} embeds {modality}s, not {spec.modality}s")
+    pixels = preprocessing or (metadata and metadata.preprocessing) or spec.preprocessing
+    if modality == "image":
+        pixels = pixels or _hook_preprocessing(forward, spec)
+        _check_fits(pixels, forward, spec)
+    batch = program.methods.get(_BATCH_METHOD, forward)
+    return ModelContract(
+        modality=modality,
+        preprocessing=pixels if modality == "image" else None,
+        embedding_dim=_embedding_dim(forward, metadata, spec),
+        normalized=metadata.normalized if metadata else False,
+        space=EmbeddingSpace.of(
+            weights=metadata.weights_sha256 if metadata else spec.checkpoint or file_sha256(),
+            preprocessing=pixels,
+            normalized=True,
+            precision=metadata.precision if metadata else spec.precision,
+        ),
+        forward=forward,
+        batch_method=batch.name,
+        max_batch=_max_batch(batch),
+        metadata=metadata,
+    )
+
+
+def _metadata(program: Program, spec: ModelSpec) -> ProgramMetadata | None:
+    if METADATA_METHOD not in program.constants:
+        return None
+    try:
+        return ProgramMetadata.model_validate_json(str(program.constants[METADATA_METHOD]))
+    except (ValidationError, InvalidConfig) as exc:
+        raise InvalidProgram(
+            f"the metadata inside {shorten(spec.name)} cannot be read; "
+            "was it exported by a newer version? Upgrade aioembed or export it again"
+        ) from exc
+
+
+def _hook_preprocessing(forward: MethodInfo, spec: ModelSpec) -> Preprocessing:
+    """The hook's preprocessing, at the size of a program that says nothing of its own."""
+    shape = forward.inputs[0].shape
+    if len(shape) not in {3, 4} or shape[-3] != RNE_PREPROCESSING.input_shape[1]:
+        raise InvalidProgram(
+            f"{shorten(spec.name)} takes {shape}, which is no (1, 3, height, width) image, and "
+            "carries no metadata: pass preprocessing= or export it with `aioembed export`"
+        )
+    return RNE_PREPROCESSING.model_copy(update={"height": shape[-2], "width": shape[-1]})
+
+
+def _check_fits(pixels: Preprocessing, forward: MethodInfo, spec: ModelSpec) -> None:
+    wanted = forward.inputs[0]
+    shape = pixels.input_shape
+    if wanted.dtype != "float32" or not (wanted.accepts(shape) or wanted.accepts(shape[1:])):
+        raise WrongDimensions(
+            f"preprocessing gives float32 {shape}, but {shorten(spec.name)} takes {wanted}"
+        )
+
+
+def _embedding_dim(forward: MethodInfo, metadata: ProgramMetadata | None, spec: ModelSpec) -> int:
+    dim = forward.outputs[0].shape[-1] if forward.outputs[0].shape else 0
+    claimed = metadata.embedding_dim if metadata else spec.embedding_dim
+    if dim < 1 or (claimed is not None and claimed != dim):
+        raise WrongDimensions(
+            f"{shorten(spec.name)} gives vectors of {dim} values; "
+            f"{claimed or 'at least one'} was expected"
+        )
+    return dim
+
+
+def _max_batch(method: MethodInfo) -> int:
+    """Most items in one call: the bound of the first axis, which a text's length is not."""
+    first = method.inputs[0]
+    return first.shape[0] if first.dynamic else 1

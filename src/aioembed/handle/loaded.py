@@ -1,0 +1,116 @@
+"""A loaded program with its contract: what runs batches in the worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import Program, set_thread_count
+from ..spec import ModelSpec, Preprocessing
+from .contract import ModelContract, read_contract
+from .files import ModelFiles
+from .text_inputs import TextInputs
+
+if TYPE_CHECKING:
+    from ..resources import Lease
+
+__all__ = ["Inputs", "LoadedModel"]
+
+Inputs = tuple[NDArray[Any], ...]
+"""The tensors of one item, each with a first axis of 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A program and its contract. Every method blocks: call it in a worker thread.
+
+    Attributes:
+        program: What runs.
+        contract: What it takes and gives.
+        text: Makes the inputs of a text program; None for images.
+        lease: On a cached file, given up at close.
+    """
+
+    program: Program
+    contract: ModelContract
+    text: TextInputs | None = None
+    lease: Lease | None = None
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        spec: ModelSpec,
+        *,
+        threads: int | None,
+        preprocessing: Preprocessing | None,
+    ) -> LoadedModel:
+        """Load a program and read its contract.
+
+        Args:
+            files: Where the program lies.
+            spec: What is known of the model.
+            threads: 1 for a model that computes in its own thread alone; another number sets
+                the process's pool, before anything else was loaded; None leaves it as it is.
+            preprocessing: The caller's own, in place of the program's.
+
+        Raises:
+            ModelError: The file, the program or its contract is at fault.
+            TokenizerError: A text program's tokenizer is missing or does not belong to it.
+            MissingExtra: A text program, and `tokenizers` is not installed.
+            InvalidConfig: The pool's size can no longer change.
+        """
+        with ExitStack() as undo:
+            if files.lease is not None:
+                undo.callback(files.lease.release)
+            if threads is not None and threads > 1:
+                set_thread_count(threads)
+            program = Program.load(files.model, threads=1 if threads == 1 else None)
+            undo.callback(program.close)
+            contract = read_contract(
+                program, spec, preprocessing=preprocessing, file_sha256=files.sha256
+            )
+            is_text = contract.modality == "text"
+            text = TextInputs.load(program, contract, spec, files) if is_text else None
+            undo.pop_all()
+        return cls(program, contract, text, files.lease)
+
+    def run(self, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+        """Embed the items of a batch.
+
+        Returns:
+            A float32 vector `(embedding_dim,)` of length 1 for each item.
+
+        Raises:
+            ModelError: The program refused the input or returned no embedding.
+        """
+        if len(batch) > 1 and self.contract.max_batch > 1 and _stackable(batch):
+            stacked = [np.concatenate(tensors) for tensors in zip(*batch, strict=True)]
+            output = self.program.run(*stacked, method=self.contract.batch_method)[0]
+            return list(self.contract.embeddings(output, len(batch)))
+        return [self._run_one(inputs) for inputs in batch]
+
+    def _run_one(self, inputs: Inputs) -> NDArray[np.float32]:
+        shapes = [info.shape for info in self.contract.forward.inputs]
+        fitted = [
+            tensor[0] if tensor.ndim == len(shape) + 1 else tensor
+            for tensor, shape in zip(inputs, shapes, strict=True)
+        ]
+        embeddings = self.contract.embeddings(self.program.run(*fitted)[0], 1)
+        return embeddings.reshape(-1)
+
+    def close(self) -> None:
+        """Free the program's memory, when a run in flight has ended."""
+        self.program.close()
+        if self.lease is not None:
+            self.lease.release()
+
+
+def _stackable(batch: Sequence[Inputs]) -> bool:
+    """Whether all items have one shape; texts have not where their lengths differ."""
+    return len({inputs[0].shape for inputs in batch}) == 1

@@ -1,0 +1,134 @@
+"""Brings a model from its source to a loaded program, telling the lifecycle each step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ..errors import InvalidConfig, NotActive
+from ..registry import local_path
+from ..spec import ModelSpec, Preprocessing
+from ..state import Lifecycle, Status
+from ..threads import BlockingCall
+from .files import ModelFiles, local_files
+from .loaded import LoadedModel
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .remote import RemoteModel
+
+__all__ = ["LoadOptions", "Loader"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a handle's model is fetched and loaded; the handles document each option.
+
+    Raises:
+        InvalidConfig: `threads` is below 1.
+    """
+
+    threads: int | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    offline: bool | None = None
+    http_client: httpx.AsyncClient | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InvalidConfig(f"threads must be at least 1, not {self.threads}")
+
+
+class Loader:
+    """Fetches and loads one model.
+
+    Args:
+        spec: Of the model.
+        options: How to fetch and load it.
+        lifecycle: Moved to `downloading`, where a fetch is needed, and to `loading`.
+    """
+
+    def __init__(self, spec: ModelSpec, options: LoadOptions, lifecycle: Lifecycle) -> None:
+        self._spec = spec
+        self._options = options
+        self._lifecycle = lifecycle
+        self._remote: RemoteModel | None = None
+
+    async def load(self) -> LoadedModel:
+        """Return the loaded model.
+
+        Raises:
+            ResourceError: The files could not be fetched.
+            ModelError: The file or the program in it is at fault.
+            InvalidConfig: The thread pool's size can no longer change.
+        """
+        files = await self._locate()
+        call = BlockingCall(lambda: self._load_files(files))
+        try:
+            return await call.run()
+        except BaseException:
+            if call.result is not None:
+                with anyio.CancelScope(shield=True):
+                    await BlockingCall(call.result.close).run()
+            raise
+
+    def pause(self) -> None:
+        """Pause the download.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyPaused: It is paused.
+        """
+        self._download().pause()
+
+    def resume(self) -> None:
+        """Go on with a paused download.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyOngoing: It is not paused.
+        """
+        self._download().resume()
+
+    def cancel(self) -> None:
+        """End the download; the load fails with `DownloadCancelled`.
+
+        Raises:
+            NotActive: No download is under way.
+        """
+        self._download().control.cancel()
+
+    def _download(self) -> RemoteModel:
+        if self._remote is None:
+            raise NotActive("no download is under way")
+        return self._remote
+
+    async def _locate(self) -> ModelFiles:
+        path = local_path(self._spec)
+        if path is None:
+            self._remote = self._remote or await BlockingCall(self._open_remote).run()
+            return await self._remote.fetch()
+        self._lifecycle.move(Status.LOADING, download_progress=1.0)
+        return await BlockingCall(lambda: local_files(self._spec, path)).run()
+
+    def _open_remote(self) -> RemoteModel:
+        # Imported here, since httpx costs 16 MB that models on this machine never need.
+        from ..resources import Cache, Fetcher  # noqa: PLC0415
+        from .remote import RemoteModel  # noqa: PLC0415
+
+        options = self._options
+        cache = Cache(options.cache_dir)
+        fetcher = Fetcher(cache, http_client=options.http_client, offline=options.offline)
+        return RemoteModel(self._spec, cache, fetcher, self._lifecycle)
+
+    def _load_files(self, files: ModelFiles) -> LoadedModel:
+        return LoadedModel.load(
+            files,
+            self._spec,
+            threads=self._options.threads,
+            preprocessing=self._options.preprocessing,
+        )

@@ -1,0 +1,144 @@
+"""Image embeddings: the handle that mirrors the hook `useImageEmbeddings`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidConfig
+from .handle import EmbeddingHandle, Inputs, LoadedModel, LoadOptions, OnBusy, OnCall
+from .images import ImageInput, SourcePolicy, obtain, prepare
+from .registry import ModelSource
+from .spec import Modality, Preprocessing
+from .statistics import Stopwatch
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ImageEmbeddings", "use_image_embeddings"]
+
+
+class ImageEmbeddings(EmbeddingHandle[ImageInput]):
+    """An image encoder whose life anyone can observe. Making one does no I/O.
+
+    Used with `async with`, it loads in the background as soon as it is entered and is closed at
+    the end; without, call `load` and `aclose` yourself. It belongs to one event loop.
+
+    Args:
+        model_source: A `ModelSpec` constant such as `GIST_512`, its name, a URL, or the path of
+            a `.pte` file.
+        prevent_load: Do not load when entered; `load` does it later.
+        source_policy: What images may be and where they may come from; the default,
+            `SourcePolicy.trusted()`, is for the program's own calls. Give
+            `SourcePolicy.untrusted()` where strangers choose the URIs.
+        threads: 1 computes in one thread alone. Another number sets the size of the process's
+            XNNPACK pool, which can change only before the first model is loaded. None leaves the
+            pool at the number of CPUs this process may use.
+        max_pending: Most calls that may wait or run at the same time.
+        on_busy: `wait` queues calls up to `max_pending`; `raise` refuses a call while another is
+            under way, as the hook does.
+        cache_dir: Folder of downloaded models, in place of the platform's.
+        offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
+        http_client: Fetches models and images, in place of clients of its own. It is not closed.
+        preprocessing: In place of the one the model says.
+        on_call: Called on the event loop's thread with the `CallTiming` of every call that has
+            ended; must not block. If it raises, that is logged and disturbs nobody.
+
+    Raises:
+        InvalidConfig: An option that cannot work.
+        InvalidModelSource: The model source is nothing that can be loaded.
+    """
+
+    modality: ClassVar[Modality] = "image"
+
+    def __init__(
+        self,
+        model_source: ModelSource,
+        *,
+        prevent_load: bool = False,
+        source_policy: SourcePolicy | None = None,
+        threads: int | None = None,
+        max_pending: int = 1024,
+        on_busy: OnBusy = "wait",
+        cache_dir: str | os.PathLike[str] | None = None,
+        offline: bool | None = None,
+        http_client: httpx.AsyncClient | None = None,
+        preprocessing: Preprocessing | None = None,
+        on_call: OnCall | None = None,
+    ) -> None:
+        super().__init__(
+            model_source,
+            options=LoadOptions(
+                threads=threads,
+                cache_dir=cache_dir,
+                offline=offline,
+                http_client=http_client,
+                preprocessing=preprocessing,
+            ),
+            prevent_load=prevent_load,
+            max_pending=max_pending,
+            on_busy=on_busy,
+            on_call=on_call,
+        )
+        self._http_client = http_client
+        self._policy = source_policy or SourcePolicy.trusted()
+
+    async def forward(
+        self, image: ImageInput, *, timeout: float | None = None
+    ) -> NDArray[np.float32]:
+        """Embed one image.
+
+        Args:
+            image: An `https:`, `http:`, `file:` or `data:` URI, a path, raw base64, the bytes of
+                an image file, a `PIL.Image.Image`, or a uint8 array `(height, width, 3)` in RGB.
+            timeout: Seconds that it may take. What still waits then is never decoded; an
+                inference of its own that has begun is let finish.
+
+        Returns:
+            float32 `(embedding_dim,)`, of length 1.
+
+        Raises:
+            InvalidUserInput: The image is at fault; the model stays ready.
+            ModelNotLoaded: No load was started.
+            ModelBusy: Too many calls wait already.
+            ForwardTimeout: It took longer than `timeout`.
+            InvalidConfig: `timeout` is no positive number.
+            ModelClosed: The handle was closed.
+            AioembedError: The load that this call waited for failed.
+        """
+        return await super().forward(image, timeout=timeout)
+
+    embed = forward
+
+    async def _obtain(self, item: ImageInput, stopwatch: Stopwatch) -> ImageInput:
+        if not isinstance(item, str):
+            return item
+        with stopwatch.measure("fetch"):
+            return await obtain(item, self._policy, http_client=self._http_client)
+
+    async def _prepare(self, item: ImageInput, model: LoadedModel, stopwatch: Stopwatch) -> Inputs:
+        preprocessing = model.contract.preprocessing
+        if preprocessing is None:
+            raise InvalidConfig(f"{self.spec.name} embeds no images")
+        pixels = await prepare(
+            item,
+            preprocessing,
+            policy=self._policy,
+            http_client=self._http_client,
+            limiter=self._decoders,
+            stopwatch=stopwatch,
+        )
+        return (pixels,)
+
+
+def use_image_embeddings(model_source: ModelSource, prevent_load: bool = False) -> ImageEmbeddings:
+    """Make an `ImageEmbeddings` by the hook's name.
+
+    Args:
+        model_source: As for `ImageEmbeddings`.
+        prevent_load: Do not load when entered.
+    """
+    return ImageEmbeddings(model_source, prevent_load=prevent_load)

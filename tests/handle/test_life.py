@@ -1,0 +1,288 @@
+"""The life of a handle: loading, observing, closing, on both event loops."""
+
+from __future__ import annotations
+
+import anyio
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aioembed import GIST_512, ImageEmbeddings, ModelState, Status, use_image_embeddings
+from aioembed.errors import (
+    InvalidConfig,
+    ModelClosed,
+    ModelFileUnreadable,
+    ModelNotLoaded,
+    UnknownModel,
+)
+
+from .conftest import Brake
+
+pytestmark = pytest.mark.anyio
+Pixels = NDArray[np.uint8]
+
+
+async def test_mounting_loads_in_the_background_and_unmounting_closes(pixels: Pixels) -> None:
+    seen: list[Status] = []
+    async with ImageEmbeddings(GIST_512) as model:
+        model.subscribe(lambda: seen.append(model.state.status))
+        assert model.state.status is Status.IDLE
+        vector = await model.forward(pixels)
+        assert vector.shape == (512,)
+        assert vector.dtype == np.float32
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    deduplicated = [s for i, s in enumerate(seen) if i == 0 or s is not seen[i - 1]]
+    assert deduplicated == ["idle", "loading", "ready", "generating", "ready", "closed"]
+
+
+async def test_making_a_handle_does_no_io(tmp_path: object) -> None:
+    handle = ImageEmbeddings(f"{tmp_path}/nothing-here.pte")
+    assert handle.state == ModelState()
+    await handle.aclose()
+
+
+async def test_prevent_load_leaves_the_model_idle_until_load(pixels: Pixels) -> None:
+    async with use_image_embeddings(GIST_512, prevent_load=True) as model:
+        await anyio.wait_all_tasks_blocked()
+        assert model.state.status is Status.IDLE
+        with pytest.raises(ModelNotLoaded, match="load"):
+            await model.forward(pixels)
+        await model.load()
+        assert model.state.is_ready
+        await model.forward(pixels)
+
+
+async def test_a_handle_works_without_async_with(pixels: Pixels) -> None:
+    model = ImageEmbeddings("gist-512")
+    await model.load()
+    await model.load()
+    assert (await model.embed(pixels)).shape == (512,)
+    await model.aclose()
+    await model.aclose()
+    assert model.state.status is Status.CLOSED
+
+
+async def test_concurrent_loads_are_one(loads: Brake) -> None:
+    model = ImageEmbeddings(GIST_512)
+    loads.hold()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(model.load)
+        await loads.wait_entered()
+        await anyio.wait_all_tasks_blocked()
+        assert model.state.status is Status.LOADING
+        loads.release()
+    assert loads.calls == 1
+    assert model.state.status is Status.READY
+    await model.aclose()
+
+
+async def test_forward_waits_for_the_load_that_is_under_way(loads: Brake, pixels: Pixels) -> None:
+    loads.hold()
+    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+        tasks.start_soon(model.forward, pixels)
+        await loads.wait_entered()
+        await anyio.wait_all_tasks_blocked()
+        assert model.state.status is Status.LOADING
+        assert model.state.queue_depth == 1
+        loads.release()
+
+
+async def test_when_the_loading_caller_is_cancelled_another_takes_over(loads: Brake) -> None:
+    model = ImageEmbeddings(GIST_512)
+    loads.hold()
+    async with anyio.create_task_group() as others:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as first:
+                first.start_soon(model.load)
+                await loads.wait_entered()
+                others.start_soon(model.load)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+                loads.release()
+    assert model.state.status is Status.READY
+    await model.aclose()
+
+
+async def test_a_failed_load_is_an_error_for_everyone_and_can_be_tried_again(
+    tmp_path: object, pixels: Pixels
+) -> None:
+    path = anyio.Path(f"{tmp_path}/model.pte")
+    async with ImageEmbeddings(str(path)) as model:
+        state = await model.wait_for(Status.FAILED)
+        assert isinstance(state.error, ModelFileUnreadable)
+        with pytest.raises(ModelFileUnreadable, match=r"model\.pte"):
+            await model.forward(pixels)
+        with pytest.raises(ModelFileUnreadable):
+            await model.load()
+        embedded = anyio.Path(__import__("aioembed").__path__[0]) / "models" / "gist_512.pte"
+        await path.write_bytes(await embedded.read_bytes())
+        await model.load()
+        assert model.state.error is None
+        assert (await model.forward(pixels)).shape == (512,)
+
+
+async def test_an_error_in_the_body_is_raised_as_it_is() -> None:
+    model = ImageEmbeddings(GIST_512)
+
+    async def body() -> None:
+        async with model:
+            await model.wait_for(Status.READY)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await body()
+    assert model.state.status is Status.CLOSED
+
+
+async def test_closing_while_loading_ends_the_load(loads: Brake, pixels: Pixels) -> None:
+    loads.hold()
+    refused: list[str] = []
+
+    async def call() -> None:
+        try:
+            await model.forward(pixels)
+        except ModelClosed:
+            refused.append("closed")
+
+    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await loads.wait_entered()
+        tasks.start_soon(model.aclose)
+        await anyio.wait_all_tasks_blocked()
+        loads.release()
+    assert refused == ["closed"]
+    assert model.state.status is Status.CLOSED
+    with pytest.raises(ModelClosed):
+        await model.load()
+
+
+async def test_closing_waits_for_the_inference_in_flight(inference: Brake, pixels: Pixels) -> None:
+    model = ImageEmbeddings(GIST_512)
+    await model.load()
+    inference.hold()
+    results: list[object] = []
+
+    async def call() -> None:
+        results.append(await model.forward(pixels))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await inference.wait_entered()
+        tasks.start_soon(model.aclose)
+        tasks.start_soon(model.aclose)
+        await anyio.wait_all_tasks_blocked()
+        assert model.state.status is Status.GENERATING
+        inference.release()
+    assert len(results) == 1
+    assert model.state.status is Status.CLOSED
+    assert model.state.queue_depth == 0
+    with pytest.raises(ModelClosed):
+        await model.forward(pixels)
+
+
+async def test_states_begin_with_the_current_one_and_end_with_closed() -> None:
+    model = ImageEmbeddings(GIST_512)
+    seen: list[Status] = []
+
+    async def watch() -> None:
+        seen.extend([state.status async for state in model.states()])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        await model.load()
+        await anyio.wait_all_tasks_blocked()
+        await model.aclose()
+    assert seen[0] is Status.IDLE
+    assert seen[-1] is Status.CLOSED
+    assert Status.READY in seen
+
+
+async def test_a_slow_reader_of_states_never_holds_up_a_forward(pixels: Pixels) -> None:
+    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+
+        async def stuck() -> None:
+            async for _ in model.states():
+                await anyio.sleep_forever()
+
+        tasks.start_soon(stuck)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(20):
+            await model.forward(pixels)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_thousand_observers_and_raising_ones_change_nothing(pixels: Pixels) -> None:
+    async with ImageEmbeddings(GIST_512) as model:
+        told = [0] * 1000
+
+        def count(place: int) -> None:
+            told[place] += 1
+            if place % 10 == 0:
+                raise RuntimeError("observer")
+
+        for place in range(1000):
+            model.subscribe(lambda place=place: count(place))  # type: ignore[misc]
+        assert (await model.forward(pixels)).shape == (512,)
+    assert min(told) == max(told) > 0
+
+
+async def test_waiting_for_what_can_no_longer_come_is_an_error() -> None:
+    model = ImageEmbeddings(GIST_512)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(model.aclose)
+        with pytest.raises(ModelClosed):
+            await model.wait_for(Status.GENERATING)
+
+
+async def test_wait_for_takes_a_condition() -> None:
+    async with ImageEmbeddings(GIST_512) as model:
+        state = await model.wait_for(lambda state: state.is_ready)
+        assert state.download_progress == 1
+
+
+async def test_a_closed_handle_cannot_be_entered() -> None:
+    model = ImageEmbeddings(GIST_512)
+    await model.aclose()
+    with pytest.raises(ModelClosed):
+        async with model:
+            pass
+
+
+async def test_a_handle_cannot_be_entered_twice() -> None:
+    async with ImageEmbeddings(GIST_512, prevent_load=True) as model:
+        with pytest.raises(InvalidConfig):
+            async with model:
+                pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_pending": 0}, {"max_pending": -1}, {"threads": 0}, {"on_busy": "explode"}],
+    ids=str,
+)
+async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(options))):
+        ImageEmbeddings(GIST_512, **options)  # type: ignore[arg-type]
+
+
+async def test_an_unknown_model_is_refused_at_once_with_the_nearest_names() -> None:
+    with pytest.raises(UnknownModel, match="gist-512"):
+        ImageEmbeddings("gist-521")
+
+
+async def test_a_text_model_is_refused_by_an_image_handle() -> None:
+    with pytest.raises(InvalidConfig, match="text"):
+        ImageEmbeddings("clip-vit-base-patch32-text")
+
+
+async def test_the_space_is_known_once_loaded() -> None:
+    async with ImageEmbeddings(GIST_512) as first, ImageEmbeddings(GIST_512) as second:
+        assert first.embedding_dim == 512
+        with pytest.raises(ModelNotLoaded):
+            _ = first.space_id
+        await first.load()
+        await second.load()
+        assert first.space_id == second.space_id
+        assert first.space.is_compatible(second.space)
