@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
-import httpx
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -20,7 +19,6 @@ from ..spec import Preprocessing
 from ..statistics import Stopwatch
 from .color import to_rgb
 from .decode import Stored, check_size, open_encoded
-from .fetch import fetch
 from .files import read_file
 from .geometry import Turn
 from .layout import turn_upright
@@ -28,6 +26,9 @@ from .policy import SourcePolicy
 from .preprocess import check_array, program_input, smallest_enough
 from .resample import RgbImage
 from .uri import decode_data_uri, kind_of, path_of_file_uri, raw_base64
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["ImageInput", "load_image", "obtain", "prepare", "read_encoded"]
 
@@ -171,6 +172,8 @@ async def obtain(
         ImageTooLarge: It has more bytes than the policy allows.
     """
     if isinstance(source, str) and kind_of(source, policy) == "http":
+        from .fetching import fetch  # noqa: PLC0415  # brings httpx, which few need
+
         return await fetch(source, policy, http_client=http_client)
     return source
 
