@@ -1,0 +1,52 @@
+"""The command `aioembed` and its subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aioembed import __version__
+
+from .cache import cache_app
+from .demo import demo
+from .doctor import doctor
+from .download import download
+from .embed import embed
+from .exits import EXIT_CODE_HELP
+from .export import export
+from .models import models
+from .serve import serve
+from .similarity import similarity
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="aioembed",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODE_HELP,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Embed images on this machine's CPU; results on stdout, everything else on stderr."""
+
+
+for _command in (demo, embed, similarity, models, download, export, serve, doctor):
+    app.command()(_command)
+app.add_typer(cache_app, name="cache")

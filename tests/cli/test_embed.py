@@ -1,0 +1,122 @@
+"""`aioembed embed`: what it writes, in every format, and where."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from .conftest import Invoke
+
+FORMATS = ["json", "npy", "csv"]
+
+
+def read(form: str, written: bytes) -> NDArray[np.float32]:
+    if form == "npy":
+        array: NDArray[np.float32] = np.load(io.BytesIO(written))
+        return array
+    if form == "json":
+        rows = [result["embedding"] for result in json.loads(written)["results"]]
+    else:
+        rows = [row[1:] for row in list(csv.reader(io.StringIO(written.decode())))[1:]]
+    return np.array(rows, dtype=np.float32)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_reads_back_as_vectors_of_length_1(
+    invoke: Invoke, pictures: list[Path], form: str
+) -> None:
+    result = invoke("embed", *pictures, "--format", form)
+    vectors = read(form, result.stdout_bytes)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert vectors.shape == (3, 512)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_formats_hold_the_same_float32_values(invoke: Invoke, pictures: list[Path]) -> None:
+    first, *others = (
+        read(form, invoke("embed", *pictures, "--format", form).stdout_bytes) for form in FORMATS
+    )
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_results_are_in_the_order_of_the_arguments(invoke: Invoke, pictures: list[Path]) -> None:
+    names = [str(pictures[index]) for index in (2, 0, 1, 2, 0, 0, 1, 1, 2, 2)]
+    document = json.loads(invoke("embed", *names).stdout)
+    assert [result["input"] for result in document["results"]] == names
+    first = {name: document["results"][names.index(name)]["embedding"] for name in names}
+    for result in document["results"]:
+        np.testing.assert_allclose(result["embedding"], first[result["input"]], atol=1e-6)
+
+
+def test_json_names_the_model_and_the_space(invoke: Invoke, picture: Path) -> None:
+    document = json.loads(invoke("embed", picture).stdout)
+    assert document["model"] == "gist-512"
+    assert document["dim"] == 512
+    assert document["space_id"]
+
+
+def test_a_dash_reads_an_image_from_stdin(invoke: Invoke, picture: Path) -> None:
+    piped = invoke("embed", "-", "--format", "npy", stdin=picture.read_bytes())
+    named = invoke("embed", picture, "--format", "npy")
+    assert piped.stdout_bytes == named.stdout_bytes
+
+
+def test_uris_are_embedded_like_paths(invoke: Invoke, picture: Path) -> None:
+    document = json.loads(invoke("embed", picture, picture.as_uri()).stdout)
+    by_path, by_uri = (result["embedding"] for result in document["results"])
+    assert by_path == by_uri
+
+
+def test_output_goes_to_a_file_and_stdout_stays_empty(
+    invoke: Invoke, picture: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "vectors.npy"
+    result = invoke("embed", picture, "--format", "npy", "--output", output)
+    assert result.exit_code == 0
+    assert result.stdout_bytes == b""
+    assert np.load(output).shape == (1, 512)
+
+
+@pytest.mark.parametrize("name", ["missing/vectors.json", ""])
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+    invoke: Invoke, picture: Path, tmp_path: Path, name: str
+) -> None:
+    result = invoke("embed", picture, "--output", tmp_path / name)
+    assert result.exit_code == 5
+    assert "cannot write" in result.stderr
+
+
+def test_one_bad_image_leaves_the_others_their_rows(
+    invoke: Invoke, pictures: list[Path], tmp_path: Path
+) -> None:
+    """In json an error, in npy a row of NaN, in csv no line."""
+    names = [pictures[0], tmp_path / "missing.png", pictures[1]]
+    written = {form: invoke("embed", *names, "--format", form) for form in FORMATS}
+    assert {result.exit_code for result in written.values()} == {1}
+    assert all("missing.png" in result.stderr for result in written.values())
+
+    results = json.loads(written["json"].stdout)["results"]
+    assert results[1]["error"]["type"] == "FileReadFailed"
+    assert results[1]["error"]["code"] == 114
+    rows = np.load(io.BytesIO(written["npy"].stdout_bytes))
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+    lines = list(csv.reader(io.StringIO(written["csv"].stdout)))[1:]
+    assert [line[0] for line in lines] == [str(pictures[0]), str(pictures[1])]
+
+
+def test_a_model_may_be_given_by_path(invoke: Invoke, picture: Path) -> None:
+    from aioembed import GIST_512
+    from aioembed.registry import local_path
+
+    by_path = invoke("embed", picture, "--format", "npy", "--model", local_path(GIST_512))
+    by_name = invoke("embed", picture, "--format", "npy")
+    assert by_path.exit_code == 0
+    assert by_path.stdout_bytes == by_name.stdout_bytes
