@@ -1,0 +1,31 @@
+"""The ExecuTorch runtime: programs in, arrays out.
+
+Everything that waits here blocks its thread with the GIL released: call it from a worker thread.
+The runtime knows nothing of images or text.
+"""
+
+from __future__ import annotations
+
+from ._file import check_program_file
+from ._threads import available_cpus, set_thread_count, thread_count
+from .program import (
+    EXECUTORCH_VERSION,
+    Constant,
+    MethodInfo,
+    Program,
+    TensorInfo,
+    backends,
+)
+
+__all__ = [
+    "EXECUTORCH_VERSION",
+    "Constant",
+    "MethodInfo",
+    "Program",
+    "TensorInfo",
+    "available_cpus",
+    "backends",
+    "check_program_file",
+    "set_thread_count",
+    "thread_count",
+]

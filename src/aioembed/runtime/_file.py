@@ -1,0 +1,144 @@
+"""What can be known of a program's file before native code sees it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InvalidProgram, ModelFileUnreadable, shorten
+
+__all__ = ["check_program_file"]
+
+_HEAD_BYTES = 512
+_FLATBUFFER_MINIMUM = 8
+_IDENTIFIER = b"ET12"
+_EXTENDED_MAGIC = b"eh00"
+_EXTENDED = struct.Struct("<4sIQQ")
+_EXTENDED_OFFSET = 8
+_SEGMENT_SIZE = struct.Struct("<Q")
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
+    (b"PK\x03\x04", "a ZIP archive (PyTorch checkpoints are ZIP archives)"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"%PDF", "a PDF document"),
+    (b"\x7fELF", "a native executable"),
+)
+_TEXT_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "an XML document"),
+    (b"<", "markup, perhaps an HTML page"),
+    (b"{", "JSON text"),
+    (b"[", "JSON text"),
+)
+_IDENTIFIERS: tuple[tuple[bytes, str], ...] = (
+    (b"TFL3", "a TensorFlow Lite model"),
+    (b"FT01", "an ExecuTorch data file (.ptd), not a program"),
+    (b"BP08", "an ExecuTorch bundled program, not a plain one"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Sizes that the extended header states, in bytes."""
+
+    program_size: int
+    segment_offset: int
+    segment_size: int | None
+
+    @property
+    def least_file_size(self) -> int:
+        """The file cannot be shorter than this."""
+        if not self.segment_offset:
+            return self.program_size
+        if self.segment_size is None:
+            return self.segment_offset + 1
+        return self.segment_offset + self.segment_size
+
+
+def check_program_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be an ExecuTorch program, reading only its first bytes.
+
+    The format is that of ExecuTorch's `schema/program.fbs` (file identifier `ET12`) and
+    `runtime/executor` (extended header `eh00`, which states the sizes).
+
+    Raises:
+        ModelFileUnreadable: Missing, no regular file, or not to be opened.
+        InvalidProgram: Empty, another type of file, or shorter than it says it should be.
+    """
+    head, size = _read_head(Path(path))
+    if size == 0:
+        raise InvalidProgram(f"{shorten(path)} is empty; fetch the .pte file again")
+    if len(head) < _FLATBUFFER_MINIMUM or head[4:8] != _IDENTIFIER:
+        seen = _describe(head)
+        raise InvalidProgram(
+            f"{shorten(path)} is no ExecuTorch program: it looks like {seen}; pass a .pte file"
+        )
+    layout = _extended_header(head)
+    if layout and size < layout.least_file_size:
+        raise InvalidProgram(
+            f"{shorten(path)} is truncated: {size} bytes of at least {layout.least_file_size}; "
+            "fetch it again"
+        )
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise ModelFileUnreadable(f"{shorten(path)} is {kind}; pass the path of a .pte file")
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES), status.st_size
+    except FileNotFoundError as exc:
+        raise ModelFileUnreadable(f"there is no file {shorten(path)}; check the path") from exc
+    except (OSError, ValueError) as exc:
+        raise ModelFileUnreadable(
+            f"{shorten(path)} cannot be opened ({exc}); check the path and its permissions"
+        ) from exc
+
+
+def _describe(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    known = (
+        _known(head.startswith, _STARTS)
+        or _known(text.startswith, _TEXT_STARTS)
+        or _known(head[4:8].__eq__, _IDENTIFIERS)
+    )
+    if known:
+        return known
+    if head[8:10] == b'{"':
+        return "a safetensors file"
+    if head[4:6] == b"ET":
+        return f"a program of another schema version ({head[4:8]!r})"
+    nothing = f"nothing known (it starts with {head[:8]!r})"
+    return nothing if head.strip(b"\0") else "zero bytes only"
+
+
+def _known(matches: Callable[[bytes], bool], names: tuple[tuple[bytes, str], ...]) -> str | None:
+    return next((name for pattern, name in names if matches(pattern)), None)
+
+
+def _extended_header(head: bytes) -> _Layout | None:
+    if len(head) < _EXTENDED_OFFSET + _EXTENDED.size:
+        return None
+    magic, length, program_size, segment_offset = _EXTENDED.unpack_from(head, _EXTENDED_OFFSET)
+    if magic != _EXTENDED_MAGIC:
+        return None
+    end = _EXTENDED_OFFSET + _EXTENDED.size
+    stated = min(length, len(head) - _EXTENDED_OFFSET)
+    has_segment_size = stated >= _EXTENDED.size + _SEGMENT_SIZE.size
+    segment_size = _SEGMENT_SIZE.unpack_from(head, end)[0] if has_segment_size else None
+    return _Layout(program_size, segment_offset, segment_size)

@@ -1,0 +1,170 @@
+"""How many threads programs run on: one pool for all, sized once before the first load."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from ..errors import InvalidConfig
+from . import _native
+
+__all__ = ["available_cpus", "set_thread_count", "thread_count", "use_pool", "wants_single_thread"]
+
+_MOST_THREADS = 256
+
+
+class _Pool:
+    """The count that was asked for, and whether a load has fixed it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requested: int | None = None
+        self._in_use = False
+
+    def request(self, count: int) -> None:
+        with self._lock:
+            if not self._in_use:
+                self._requested = count
+            elif count != _native.pool_thread_count():
+                raise InvalidConfig(
+                    f"{count} threads cannot be had any more: a program is loaded on "
+                    f"{_native.pool_thread_count()}; set the count before the first load"
+                )
+
+    def count(self) -> int:
+        with self._lock:
+            return _native.pool_thread_count() if self._in_use else self._wanted()
+
+    def use(self) -> None:
+        with self._lock:
+            if self._in_use:
+                return
+            wanted = self._wanted()
+            if not _native.resize_pool(wanted):
+                raise InvalidConfig(f"no pool of {wanted} threads can be made; set a lower count")
+            self._in_use = True
+
+    def _wanted(self) -> int:
+        return self._requested or available_cpus()
+
+
+_pool = _Pool()
+
+
+def set_thread_count(count: int) -> None:
+    """Choose how many threads the programs of this process share.
+
+    Args:
+        count: Threads, from 1 to 256. Without a choice it is `available_cpus()`.
+
+    Raises:
+        InvalidConfig: Not in that range, or a program was loaded on another count already:
+            XNNPACK keeps the pool that it finds at its first load.
+    """
+    if not 1 <= count <= _MOST_THREADS:
+        raise InvalidConfig(f"threads must be from 1 to {_MOST_THREADS}, not {count}")
+    _pool.request(count)
+
+
+def thread_count() -> int:
+    """Return how many threads the programs of this process share, or will at the first load."""
+    return _pool.count()
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use: its affinity, and its cgroups' quota.
+
+    A quota of 2.5 CPUs counts as 2: a pool that exceeds its quota is stopped by the kernel, with
+    the event loop, until the next period.
+    """
+    quota = _cgroup_quota(Path("/"))
+    cpus = _scheduled_cpus()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def wants_single_thread(threads: int | None) -> bool:
+    """Whether a program is to run on its caller's thread alone.
+
+    Raises:
+        InvalidConfig: Neither that nor the shared pool was asked for.
+    """
+    if threads == 1:
+        return True
+    if threads is None or threads == thread_count():
+        return False
+    raise InvalidConfig(
+        f"a program runs on 1 thread or on all {thread_count()} of the shared pool, not on "
+        f"{threads}; set_thread_count() sizes the pool before the first load"
+    )
+
+
+def use_pool() -> None:
+    """Size the pool, once; from now on its size is fixed.
+
+    Raises:
+        InvalidConfig: No pool of that size can be made.
+    """
+    _pool.use()
+
+
+def _scheduled_cpus() -> int:
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Least number of CPUs that a cgroup of this process, of either version, allows."""
+    quotas = [
+        quota
+        for group in _cgroup_folders(root)
+        for folder in (group, *group.parents)
+        if folder.is_relative_to(root / "sys/fs/cgroup")
+        for quota in (_quota_v2(folder), _quota_v1(folder))
+        if quota is not None
+    ]
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """Folders of the groups in `/proc/self/cgroup`: `id:controllers:path`, see cgroups(7)."""
+    mount = root / "sys/fs/cgroup"
+    folders = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            folders.append(mount / path.lstrip("/"))
+        elif "cpu" in controllers.split(","):
+            folders.append(mount / controllers / path.lstrip("/"))
+            folders.append(mount / "cpu" / path.lstrip("/"))
+    return folders
+
+
+def _quota_v2(folder: Path) -> float | None:
+    fields = " ".join(_lines(folder / "cpu.max")).split()
+    return _ratio(fields[0], fields[1]) if len(fields) == 2 else None  # noqa: PLR2004
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = "".join(_lines(folder / "cpu.cfs_quota_us"))
+    period = "".join(_lines(folder / "cpu.cfs_period_us"))
+    return _ratio(quota, period)
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """CPUs per period; None for `max`, -1 and what is no number."""
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
+        return None
+    return int(quota) / int(period)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,344 @@
+#include "program.h"
+
+#include <executorch/extension/threadpool/threadpool_guard.h>
+#include <executorch/runtime/core/exec_aten/util/scalar_type_util.h>
+#include <unistd.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+
+#include "errors.h"
+#include "platform.h"
+
+// `num_instructions`, `method` and `get_input` are marked so, and nothing else tells what they do.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+namespace aioembed {
+
+using executorch::extension::Module;
+using executorch::extension::threadpool::NoThreadPoolGuard;
+using executorch::runtime::Error;
+using executorch::runtime::EValue;
+using executorch::runtime::Method;
+using executorch::runtime::MethodMeta;
+using executorch::runtime::Result;
+using executorch::runtime::Tag;
+using executorch::runtime::TensorShapeDynamism;
+using executorch::runtime::etensor::Tensor;
+using executorch::runtime::etensor::TensorImpl;
+
+namespace {
+
+// XNNPACK may read a little past the end of an input.
+constexpr std::size_t kReadBeyondEnd = 128;
+
+[[noreturn]] void fail(Error error, const std::string& doing, const ErrorLines& log) {
+  throw RuntimeFailure(error, doing, log.lines());
+}
+
+void check(Error error, const std::string& doing, const ErrorLines& log) {
+  if (error != Error::Ok) {
+    fail(error, doing, log);
+  }
+}
+
+template <typename T>
+T unwrap(Result<T> result, const std::string& doing, const ErrorLines& log) {
+  check(result.error(), doing, log);
+  return std::move(*result);
+}
+
+bool is_printable(const std::string& text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return c >= ' ' && c <= '~'; });
+}
+
+bool is_supported(ScalarType type) {
+  switch (type) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+    case ScalarType::Char:
+    case ScalarType::Short:
+    case ScalarType::Int:
+    case ScalarType::Long:
+    case ScalarType::Half:
+    case ScalarType::Float:
+    case ScalarType::Double:
+      return true;
+    default:
+      return false;
+  }
+}
+
+template <typename DimOrder>
+bool is_row_major(const DimOrder& order) {
+  for (std::size_t axis = 0; axis < order.size(); ++axis) {
+    if (order[axis] != axis) {
+      return false;
+    }
+  }
+  return true;
+}
+
+OutputArray copy_tensor(const Tensor& tensor) {
+  OutputArray copy{nullptr, {}, tensor.scalar_type()};
+  copy.shape.assign(tensor.sizes().begin(), tensor.sizes().end());
+  copy.data.reset(new std::uint8_t[std::max<std::size_t>(tensor.nbytes(), 1)]);
+  if (tensor.nbytes() != 0) {
+    std::memcpy(copy.data.get(), tensor.const_data_ptr(), tensor.nbytes());
+  }
+  return copy;
+}
+
+std::optional<ConstantValue> copy_value(const EValue& value) {
+  if (value.isBool()) {
+    return value.toBool();
+  }
+  if (value.isInt()) {
+    return value.toInt();
+  }
+  if (value.isDouble()) {
+    return value.toDouble();
+  }
+  if (value.isString()) {
+    return std::string(value.toString());
+  }
+  if (value.isTensor() && is_supported(value.toTensor().scalar_type()) &&
+      is_row_major(value.toTensor().dim_order()) &&
+      value.toTensor().const_data_ptr() != nullptr) {
+    return copy_tensor(value.toTensor());
+  }
+  return std::nullopt;
+}
+
+std::uint64_t physical_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long page = sysconf(_SC_PAGESIZE);
+  if (pages <= 0 || page <= 0) {
+    return std::numeric_limits<std::uint64_t>::max();
+  }
+  return static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page);
+}
+
+}  // namespace
+
+// Keeps alive what an input tensor is made of while a run uses it.
+struct Program::Staged {
+  explicit Staged(const InputArray& input) : sizes(input.shape), order(input.shape.size()) {
+    std::iota(order.begin(), order.end(), std::uint8_t{0});
+    strides.resize(sizes.size());
+    std::int32_t stride = 1;
+    for (std::size_t axis = sizes.size(); axis-- > 0;) {
+      strides[axis] = stride;
+      stride *= sizes[axis];
+    }
+    impl.emplace(
+        input.dtype,
+        static_cast<ssize_t>(sizes.size()),
+        sizes.data(),
+        nullptr,
+        order.data(),
+        strides.data());
+    padded.resize(impl->nbytes() + kReadBeyondEnd);
+    std::memcpy(padded.data(), input.data, impl->nbytes());
+    impl->set_data(padded.data());
+  }
+
+  std::vector<std::int32_t> sizes;
+  std::vector<std::uint8_t> order;
+  std::vector<std::int32_t> strides;
+  std::vector<std::uint8_t> padded;
+  std::optional<TensorImpl> impl;
+};
+
+// Runs `work`; what the C++ library throws (as for absurd sizes) becomes a RuntimeFailure.
+template <typename Work>
+auto Program::translated(const std::string& doing, const ErrorLines& log, Work work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    fail(Error::MemoryAllocationFailed, doing, log);
+  } catch (const std::length_error&) {
+    fail(Error::MemoryAllocationFailed, doing, log);
+  } catch (const FailedCheck&) {
+    static_cast<void>(module_.release());  // in no state to be destroyed
+    fail(Error::InvalidProgram, doing, log);
+  }
+}
+
+Program::Program(std::string path, LoadOptions options)
+    : path_(std::move(path)), load_options_(options) {
+  std::optional<NoThreadPoolGuard> guard;
+  if (load_options_.single_thread) {
+    guard.emplace();
+  }
+  load();
+}
+
+void Program::load() {
+  const ErrorLines log;
+  const std::string doing = "loading the program";
+  translated(doing, log, [&] {
+    // One workspace per model: with a global one (2, the default) two models block each other, and
+    // with one per delegate (0) a program of many delegates takes tens of megabytes more.
+    check(backend_options_.set_option("workspace_sharing_mode", 1), doing, log);
+    check(
+        backend_options_.set_option("weight_cache_enabled", load_options_.share_weights),
+        doing,
+        log);
+    check(
+        backend_options_map_.set_options("XnnpackBackend", backend_options_.view()), doing, log);
+    module_ = std::make_unique<Module>(path_, Module::LoadMode::Mmap);
+    check(
+        module_->load(
+            backend_options_map_,
+            executorch::runtime::Program::Verification::InternalConsistency),
+        doing,
+        log);
+    const auto names = unwrap(module_->method_names(), doing, log);
+    std::vector<std::string> sorted(names.begin(), names.end());
+    std::sort(sorted.begin(), sorted.end());
+    for (const auto& name : sorted) {
+      if (!is_printable(name)) {
+        fail(Error::InvalidProgram, "reading the methods' names", log);
+      }
+      load_one(name);
+    }
+  });
+}
+
+void Program::load_one(const std::string& name) {
+  const ErrorLines log;
+  const std::string doing = "loading the method '" + name + "'";
+  const MethodMeta meta = unwrap(module_->method_meta(name), doing, log);
+  check_planned_memory(meta);
+  check(module_->load_method(name), doing, log);
+  if (meta.num_inputs() == 0 && meta.num_instructions() == 0) {
+    Constant constant{name, {}};
+    for (const EValue& value : unwrap(module_->get_outputs(name), doing, log)) {
+      auto copy = copy_value(value);
+      if (!copy) {
+        fail(Error::NotSupported, "reading the constant method '" + name + "'", log);
+      }
+      constant.values.push_back(std::move(*copy));
+    }
+    module_->unload_method(name);
+    constants_.push_back(std::move(constant));
+    return;
+  }
+  const Method* const method = unwrap(module_->method(name), doing, log);
+  methods_.push_back({name, describe_inputs(meta, *method), describe_outputs(meta, *method)});
+}
+
+// The runtime fills planned buffers with zeros: a damaged size would take the machine's memory.
+void Program::check_planned_memory(const MethodMeta& meta) {
+  const ErrorLines log;
+  std::uint64_t left = physical_memory();
+  for (std::size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
+    const std::string doing = "planning the memory of the method '" + std::string(meta.name()) + "'";
+    const std::int64_t size = unwrap(meta.memory_planned_buffer_size(i), doing, log);
+    if (size < 0 || static_cast<std::uint64_t>(size) > left) {
+      fail(Error::MemoryAllocationFailed, doing, log);
+    }
+    left -= static_cast<std::uint64_t>(size);
+  }
+}
+
+std::vector<TensorInfo> Program::describe_inputs(const MethodMeta& meta, const Method& method) {
+  const ErrorLines log;
+  std::vector<TensorInfo> infos;
+  for (std::size_t i = 0; i < meta.num_inputs(); ++i) {
+    const std::string doing = "describing input " + std::to_string(i) + " of the method '" +
+        std::string(meta.name()) + "'";
+    if (unwrap(meta.input_tag(i), doing, log) != Tag::Tensor) {
+      fail(Error::NotSupported, doing + ", which is no tensor", log);
+    }
+    const auto tensor = unwrap(meta.input_tensor_meta(i), doing, log);
+    const EValue& value = method.get_input(i);
+    if (!is_supported(tensor.scalar_type()) || !is_row_major(tensor.dim_order()) ||
+        !value.isTensor()) {
+      fail(Error::NotSupported, doing + ", whose dtype or memory layout is unknown here", log);
+    }
+    infos.push_back(
+        {{tensor.sizes().begin(), tensor.sizes().end()},
+         tensor.scalar_type(),
+         value.toTensor().shape_dynamism() != TensorShapeDynamism::STATIC});
+  }
+  return infos;
+}
+
+std::vector<TensorInfo> Program::describe_outputs(const MethodMeta& meta, const Method& method) {
+  const ErrorLines log;
+  std::vector<TensorInfo> infos;
+  for (std::size_t i = 0; i < meta.num_outputs(); ++i) {
+    const std::string doing = "describing output " + std::to_string(i) + " of the method '" +
+        std::string(meta.name()) + "'";
+    const EValue& value = method.get_output(i);
+    if (!value.isTensor()) {
+      fail(Error::NotSupported, doing + ", which is no tensor", log);
+    }
+    const Tensor& tensor = value.toTensor();
+    if (!is_supported(tensor.scalar_type()) || !is_row_major(tensor.dim_order())) {
+      fail(Error::NotSupported, doing + ", whose dtype or memory layout is unknown here", log);
+    }
+    if (tensor.const_data_ptr() == nullptr && tensor.nbytes() != 0) {
+      fail(Error::NotSupported, doing + ", whose memory the program has not planned", log);
+    }
+    infos.push_back(
+        {{tensor.sizes().begin(), tensor.sizes().end()},
+         tensor.scalar_type(),
+         tensor.shape_dynamism() != TensorShapeDynamism::STATIC});
+  }
+  return infos;
+}
+
+std::vector<OutputArray> Program::run(
+    const std::string& method, const std::vector<InputArray>& inputs) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!module_) {
+    throw ProgramClosed();
+  }
+  std::optional<NoThreadPoolGuard> guard;
+  if (load_options_.single_thread) {
+    guard.emplace();
+  }
+  const ErrorLines log;
+  const std::string doing = "running the method '" + method + "'";
+  return translated(doing, log, [&] {
+    std::vector<std::unique_ptr<Staged>> staged;
+    std::vector<EValue> values;
+    for (const InputArray& input : inputs) {
+      staged.push_back(std::make_unique<Staged>(input));
+      values.emplace_back(Tensor(&*staged.back()->impl));
+    }
+    std::vector<OutputArray> outputs;
+    for (const EValue& value : unwrap(module_->execute(method, values), doing, log)) {
+      if (!value.isTensor()) {
+        fail(Error::NotSupported, doing + ": an output is no tensor", log);
+      }
+      outputs.push_back(copy_tensor(value.toTensor()));
+    }
+    return outputs;
+  });
+}
+
+void Program::close() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!module_) {
+    return;
+  }
+  module_.reset();
+#ifdef __GLIBC__
+  malloc_trim(0);  // glibc would keep the workspace for later
+#endif
+}
+
+}  // namespace aioembed
