@@ -1,0 +1,143 @@
+"""The choice between the two forms of the norms, by trying both on the given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aioembed.export.clip.balance import balance
+from aioembed.export.clip.blocks import Block, Dynamic, NormForm
+from aioembed.export.clip.checkpoint import Checkpoint
+from aioembed.export.clip.towers import Tower, build_tower
+from aioembed.spec import Precision
+
+__all__ = ["NormChoice", "choose_norm", "preferred_form"]
+
+_LEVELS = 127
+_SPAN = 255
+_EXACT_ENOUGH = 1e-5
+_INT8_SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class NormChoice:
+    """Which form was taken, and why.
+
+    Attributes:
+        form: `ln` is the runtime's own layer norm, outside the delegate. `bn` has the residual
+            stream centred by the weights, and norms of nothing but products inside the delegate.
+        reason: For people.
+    """
+
+    form: NormForm
+    reason: str
+
+
+def choose_norm(
+    checkpoint: Checkpoint,
+    tower: Tower,
+    precision: Precision,
+    samples: Sequence[tuple[Tensor, ...]],
+    wanted: Tensor,
+) -> NormChoice:
+    """Try both forms on samples, and take `bn`, the faster, unless it costs accuracy.
+
+    For int8 the quantisation of weights and activations is imitated.
+
+    Args:
+        checkpoint: The given weights.
+        tower: Which tower of it.
+        precision: Of the program.
+        samples: Inputs.
+        wanted: Their vectors by transformers, `(samples, embedding_dim)`.
+    """
+    losses: dict[NormForm, float] = {}
+    outliers = 0.0
+    dynamic: Dynamic = "tokens" if tower == "text" else None
+    forms: tuple[NormForm, NormForm] = ("bn", "ln")
+    for tried in forms:
+        module = build_tower(checkpoint, tower, norm=tried, dynamic=dynamic)
+        if tried == "ln":
+            outliers = _largest_channel(module, samples)
+        if precision == "int8":
+            balance(module, samples)
+            with _imitated_int8(module):
+                losses[tried] = _loss(module, samples, wanted)
+        else:
+            losses[tried] = _loss(module, samples, wanted)
+    form = preferred_form(losses["bn"], losses["ln"], precision)
+    verdict = "bn is the faster and no worse" if form == "bn" else "bn loses accuracy here"
+    reason = (
+        f"{verdict}: 1 - cosine on {len(samples)} samples is {losses['bn']:.1e} with bn and "
+        f"{losses['ln']:.1e} with ln; the largest residual channel is {outliers:.0f} times the "
+        "median one"
+    )
+    return NormChoice(form, reason)
+
+
+def preferred_form(bn_loss: float, ln_loss: float, precision: Precision) -> NormForm:
+    """Return `bn` unless it loses more than rounding explains.
+
+    Args:
+        bn_loss: 1 - the lowest cosine of the form `bn`; infinite where it gave no numbers.
+        ln_loss: Of the form `ln`.
+        precision: Of the program.
+    """
+    slack = _EXACT_ENOUGH if precision == "fp32" else _INT8_SLACK
+    return "bn" if bn_loss <= ln_loss + slack else "ln"
+
+
+def _loss(module: nn.Module, samples: Sequence[tuple[Tensor, ...]], wanted: Tensor) -> float:
+    """Return 1 - the lowest cosine."""
+    with torch.no_grad():
+        vectors = torch.cat([module(*sample) for sample in samples])
+    loss = 1 - float((vectors.double() * wanted.double()).sum(-1).min())
+    return loss if loss == loss else float("inf")  # noqa: PLR0124  # not a number
+
+
+def _largest_channel(module: nn.Module, samples: Sequence[tuple[Tensor, ...]]) -> float:
+    """Return how many times the median channel the largest one of the residual stream is."""
+    ratios = [1.0]
+
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        channels = inputs[0].abs().amax(0)
+        ratios.append(float(channels.amax() / channels.median().clamp_min(1e-30)))
+
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    handles = [block.register_forward_pre_hook(note) for block in blocks]
+    try:
+        with torch.no_grad():
+            for sample in samples:
+                module(*sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(ratios)
+
+
+@contextmanager
+def _imitated_int8(module: nn.Module) -> Iterator[None]:
+    """Round weights per output, and activations per row, as the runtime's int8 linears do."""
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    for linear in linears:
+        scale = linear.weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / _LEVELS
+        linear.weight.data = (linear.weight / scale).round() * scale
+    handles = [linear.register_forward_pre_hook(_rounded) for linear in linears]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rounded(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Round an input to 256 levels between its row's extremes, zero among them."""
+    x = inputs[0]
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    scale = ((high - low) / _SPAN).clamp_min(1e-30)
+    zero = (-low / scale).round()
+    return (((x / scale + zero).round().clamp(0, _SPAN) - zero) * scale,)

@@ -1,0 +1,78 @@
+"""Inputs to watch, choose and judge a program on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aioembed.errors import AioembedError, InvalidConfig, shorten
+from aioembed.export.clip.shapes import TextShape
+from aioembed.images import SourcePolicy, decode, preprocess
+from aioembed.spec import Preprocessing
+from aioembed.testing.scenes import draw_scenes, near_duplicates
+
+__all__ = ["image_samples", "text_samples"]
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+_MOST = 32
+_LENGTHS = (2, 3, 5, 8, 12, 16, 24, 40, 77)
+
+Samples = Sequence[tuple[Tensor, ...]]
+
+
+def image_samples(preprocessing: Preprocessing, folder: Path | None) -> Samples:
+    """Return images as a program's inputs, of shape `preprocessing.input_shape`.
+
+    Args:
+        preprocessing: The program's.
+        folder: Of images, of which at most 32 are taken, spread over the names in their order;
+            drawn scenes where None.
+
+    Raises:
+        InvalidConfig: The folder has no images, or one that cannot be read.
+    """
+    pictures = _drawn() if folder is None else [_opened(file) for file in _spread(folder)]
+    return [(torch.from_numpy(preprocess(picture, preprocessing)),) for picture in pictures]
+
+
+def text_samples(shape: TextShape) -> Samples:
+    """Return texts of several lengths as a program's inputs: random words, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    end = shape.end_of_text
+    start = end - 1
+    samples = []
+    for length in sorted({min(length, shape.context_length) for length in _LENGTHS}):
+        words = torch.randint(0, start, (length - 2,), generator=generator).tolist()
+        samples.append((torch.tensor([[start, *words, end]], dtype=torch.int64),))
+    return samples
+
+
+def _drawn() -> list[np.ndarray]:
+    """Return drawn scenes, and each of them with less contrast."""
+    scenes = list(draw_scenes().values())
+    changed = [next(iter(near_duplicates(scene).values())) for scene in scenes]
+    return [np.asarray(picture) for picture in (*scenes, *changed)]
+
+
+def _spread(folder: Path) -> list[Path]:
+    """Return at most `_MOST` images of a folder."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    except OSError as exc:
+        raise InvalidConfig(f"{shorten(folder)} cannot be read as a folder: {exc}") from exc
+    if not files:
+        raise InvalidConfig(f"{shorten(folder)} has no images ({', '.join(sorted(_SUFFIXES))})")
+    step = max(1, -(-len(files) // _MOST))
+    return files[::step]
+
+
+def _opened(file: Path) -> np.ndarray:
+    """Decode a file."""
+    try:
+        return decode(file.read_bytes(), SourcePolicy.trusted())
+    except (OSError, AioembedError) as exc:
+        raise InvalidConfig(f"{shorten(file)} cannot be used to calibrate: {exc}") from exc
