@@ -1,0 +1,1 @@
+"""Bridges to frameworks; each needs an extra of its own."""

@@ -1,0 +1,139 @@
+"""A request's body, capped while it streams, as a checked value: JSON or a multipart form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import anyio
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from .limits import ServerLimits
+from .problems import Problem
+
+__all__ = ["capped", "read_body"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_LISTS = frozenset(("input", "images", "texts", "labels", "prompts"))
+"""Fields that may come several times in a form."""
+_SHOWN_PROBLEMS = 3
+_THREAD_BYTES = 1 << 16
+
+
+def capped(scope: Scope, receive: Receive, limits: ServerLimits) -> Receive:
+    """Return `receive`, refusing a body that is too large or too slow.
+
+    Raises:
+        Problem: The declared length is too large already.
+    """
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_large(limits)
+    seen = 0
+    deadline = math.inf
+    complete = False
+
+    async def receive_capped() -> Message:
+        nonlocal seen, deadline, complete
+        if complete:
+            return await receive()
+        deadline = min(deadline, anyio.current_time() + limits.body_timeout)
+        with anyio.CancelScope(deadline=deadline):
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limits.max_body_bytes:
+                raise _too_large(limits)
+            complete = not message.get("more_body", False)
+            return message
+        raise Problem(
+            408,
+            f"the body did not arrive within {limits.body_timeout:g} s: send it faster",
+            code="body_timeout",
+            headers={"Connection": "close"},
+        )
+
+    return receive_capped
+
+
+async def read_body(request: Request, schema: type[_Model]) -> _Model:
+    """Read a body and check it.
+
+    Args:
+        request: With a body in JSON or as a multipart form.
+        schema: What it must be. In a form, files are bytes, and lists are repeated fields.
+
+    Raises:
+        Problem: It is neither, or not what the schema says.
+        ClientDisconnect: The client went away.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            return await _from_json(await request.body(), schema)
+        if kind == "multipart/form-data":
+            return schema.model_validate(await _form_fields(request))
+    except ValidationError as exc:
+        raise _invalid(exc) from exc
+    raise Problem(
+        415,
+        "send application/json, or multipart/form-data with files",
+        code="unsupported_content_type",
+        headers={"Accept-Post": "application/json, multipart/form-data"},
+    )
+
+
+async def _from_json(body: bytes, schema: type[_Model]) -> _Model:
+    if len(body) < _THREAD_BYTES:
+        return schema.model_validate_json(body)
+    return await anyio.to_thread.run_sync(schema.model_validate_json, body)
+
+
+async def _form_fields(request: Request) -> Mapping[str, object]:
+    try:
+        async with request.form(max_files=1000, max_fields=1000) as form:
+            return {name: await _form_value(form, name) for name in form}
+    except HTTPException as exc:
+        raise Problem(400, f"a malformed form: {exc.detail}", code="invalid_form") from exc
+    except MultiPartException as exc:
+        raise Problem(400, f"a malformed form: {exc.message}", code="invalid_form") from exc
+
+
+async def _form_value(form: FormData, name: str) -> object:
+    values = [
+        await value.read() if isinstance(value, UploadFile) else value
+        for value in form.getlist(name)
+    ]
+    return values if name in _LISTS or len(values) > 1 else values[0]
+
+
+def _too_large(limits: ServerLimits) -> Problem:
+    return Problem(
+        413,
+        f"a body may have at most {limits.max_body_bytes} bytes: send fewer or smaller images",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def _invalid(error: ValidationError) -> Problem:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is no JSON: {first['msg']}", code="invalid_json")
+    told = "; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in problems[:_SHOWN_PROBLEMS])
+    more = (
+        f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    )
+    param = str(first["loc"][0])[:64] if first["loc"] else None
+    return Problem(400, told + more, code="invalid_request", param=param)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part)[:64] for part in location) or "the body"

@@ -1,0 +1,258 @@
+import { drawHeatmap } from "./heatmap.js";
+
+const find = (id) => document.getElementById(id);
+const RETRY_MILLISECONDS = 2000;
+
+const chosen = [];
+let models = [];
+let key = sessionStorage.getItem("aioembed-key") ?? "";
+let asked = 0;
+let giveUp = null;
+
+class ServerError extends Error {}
+
+async function call(path, options = {}) {
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const answer = await fetch(path, { ...options, headers });
+  find("key-form").hidden = answer.status !== 401;
+  if (!answer.ok) {
+    const body = await answer.json().catch(() => null);
+    throw new ServerError(body?.error?.message ?? `the server answered ${answer.status}`);
+  }
+  return answer;
+}
+
+function tell(text, isError = false) {
+  find("message").textContent = text;
+  find("message").classList.toggle("error", isError);
+}
+
+// --- the models' states, live
+
+function describe(model) {
+  if (model.status === "downloading") {
+    const paused = model.is_paused ? ", paused" : "";
+    return `downloading ${Math.floor(model.download_progress * 100)} %${paused}`;
+  }
+  return model.status;
+}
+
+function showModel(item, model) {
+  const [name, status] = item.querySelectorAll(".name, .status");
+  name.textContent = `${model.name} (${model.modality})`;
+  status.dataset.ready = model.is_ready;
+  status.dataset.status = model.status;
+  if (status.textContent !== describe(model)) status.textContent = describe(model);
+  const progress = item.querySelector("progress");
+  progress.hidden = model.status !== "downloading";
+  progress.value = model.download_progress;
+  item.querySelector(".error").textContent = model.error?.message ?? "";
+}
+
+function newItem(model) {
+  const item = document.createElement("li");
+  const progress = document.createElement("progress");
+  progress.max = 1;
+  progress.setAttribute("aria-label", `Download of ${model.name}`);
+  const parts = ["name", "status", "error"].map((kind) => {
+    const part = document.createElement("span");
+    part.className = kind;
+    return part;
+  });
+  item.append(parts[0], parts[1], progress, parts[2]);
+  return item;
+}
+
+function showStates(states) {
+  const list = find("models");
+  const wereReady = models.filter((model) => model.is_ready).length;
+  models = states.models;
+  if (list.children.length !== models.length) list.replaceChildren(...models.map(newItem));
+  models.forEach((model, index) => showModel(list.children[index], model));
+  find("texts").hidden = !models.some((model) => model.modality === "text");
+  offerModels();
+  if (models.filter((model) => model.is_ready).length > wereReady) compare();
+}
+
+function offerModels() {
+  const names = models.filter((model) => model.modality === "image").map((model) => model.name);
+  const select = find("model");
+  if (names.join("\n") === [...select.options].map((option) => option.value).join("\n")) return;
+  select.replaceChildren(...names.map((name) => new Option(name, name)));
+}
+
+async function* events(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split(/\r?\n\r?\n/);
+    rest = parts.pop();
+    for (const part of parts) {
+      const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+      if (data.length) yield JSON.parse(data.map((line) => line.slice(5)).join("\n"));
+    }
+  }
+}
+
+async function watch() {
+  for (;;) {
+    try {
+      const answer = await call("v1/state/stream");
+      find("connection").textContent = "";
+      for await (const states of events(answer)) showStates(states);
+      find("connection").textContent = "The server ended the connection; trying again…";
+    } catch (error) {
+      find("connection").textContent = `No connection (${error.message}); trying again…`;
+    }
+    await new Promise((resolve) => {
+      giveUp = resolve;
+      setTimeout(resolve, RETRY_MILLISECONDS);
+    });
+  }
+}
+
+// --- images
+
+function add(files) {
+  const images = [...files].filter((file) => file.type.startsWith("image/"));
+  if (images.length < files.length) tell("Only images can be compared.", true);
+  for (const file of images) chosen.push({ file, url: URL.createObjectURL(file) });
+  showThumbnails();
+  if (images.length) compare();
+}
+
+function remove(entry) {
+  URL.revokeObjectURL(entry.url);
+  chosen.splice(chosen.indexOf(entry), 1);
+  showThumbnails();
+  compare();
+}
+
+function thumbnail(entry) {
+  const item = document.createElement("li");
+  const image = document.createElement("img");
+  image.src = entry.url;
+  image.alt = "";
+  const name = document.createElement("span");
+  name.className = "name";
+  name.textContent = entry.file.name;
+  name.title = entry.file.name;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "×";
+  button.setAttribute("aria-label", `Remove ${entry.file.name}`);
+  button.addEventListener("click", () => {
+    remove(entry);
+    find("files").focus();
+  });
+  item.append(image, name, button);
+  return item;
+}
+
+function showThumbnails() {
+  find("thumbnails").replaceChildren(...chosen.map(thumbnail));
+  find("actions").hidden = chosen.length === 0;
+}
+
+// --- answers
+
+async function similarities(texts) {
+  const form = new FormData();
+  for (const { file } of chosen) form.append("images", file, file.name);
+  for (const text of texts) form.append("texts", text);
+  form.append("model", find("model").value);
+  const textModel = textModelFor(find("model").value);
+  if (texts.length && textModel) form.append("text_model", textModel);
+  const answer = await call("v1/similarity", { method: "POST", body: form });
+  return (await answer.json()).similarities;
+}
+
+function textModelFor(imageModel) {
+  const texts = models.filter((model) => model.modality === "text");
+  return (texts.find((model) => model.name === imageModel) ?? texts[0])?.name;
+}
+
+async function compare() {
+  const turn = ++asked;
+  find("scores-region").hidden = true;
+  if (!chosen.length) {
+    find("similarity").hidden = true;
+    tell("");
+    return;
+  }
+  const model = models.find((one) => one.modality === "image" && one.name === find("model").value);
+  if (!model?.is_ready) {
+    tell("The images are compared as soon as the model is ready.");
+    return;
+  }
+  tell(`Comparing ${chosen.length} image${chosen.length > 1 ? "s" : ""}…`);
+  try {
+    const names = chosen.map(({ file }) => file.name);
+    const matrix = await similarities([]);
+    if (turn !== asked) return;
+    drawHeatmap(find("heatmap"), names, names, matrix);
+    find("similarity").hidden = false;
+    tell(`Compared ${names.length} image${names.length > 1 ? "s" : ""}.`);
+  } catch (error) {
+    if (turn === asked) tell(error.message, true);
+  }
+}
+
+async function score(event) {
+  event.preventDefault();
+  const lines = find("labels").value.split("\n").map((line) => line.trim());
+  const texts = [...new Set(lines.filter(Boolean))];
+  if (!chosen.length || !texts.length) {
+    tell("Choose images and write at least one description.", true);
+    return;
+  }
+  try {
+    const names = chosen.map(({ file }) => file.name);
+    const matrix = await similarities(texts);
+    drawHeatmap(find("scores"), names, texts, matrix);
+    find("scores-region").hidden = false;
+    tell(`Scored ${names.length} images against ${texts.length} descriptions.`);
+  } catch (error) {
+    tell(error.message, true);
+  }
+}
+
+// --- events
+
+const drop = find("drop");
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+}
+for (const kind of ["dragleave", "drop"]) {
+  document.addEventListener(kind, () => drop.classList.remove("over"));
+}
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  add(event.dataTransfer.files);
+});
+document.addEventListener("paste", (event) => add(event.clipboardData.files));
+find("files").addEventListener("change", (event) => {
+  add(event.target.files);
+  event.target.value = "";
+});
+find("model").addEventListener("change", compare);
+find("clear").addEventListener("click", () => {
+  for (const entry of chosen) URL.revokeObjectURL(entry.url);
+  chosen.length = 0;
+  showThumbnails();
+  compare();
+  find("files").focus();
+});
+find("text-form").addEventListener("submit", score);
+find("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = find("key").value;
+  sessionStorage.setItem("aioembed-key", key);
+  giveUp?.();
+});
+watch();

@@ -1,0 +1,156 @@
+"""Applications in this process, and a server in one of its own."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+for _package in ("starlette", "uvicorn", "sse_starlette", "prometheus_client", "typer"):
+    pytest.importorskip(_package)
+pytest.importorskip("python_multipart")
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Scope
+
+from aioembed import GIST_512, ImageEmbeddings
+from aioembed.integrations.starlette import Handle, ModelsArgument, lifespan, router
+
+from ..handle.conftest import Brake, inference
+
+__all__ = ["Brake", "inference"]
+
+FIXTURES = Path(__file__).resolve().parents[1] / "text" / "fixtures"
+Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def picture(seed: int = 0, form: str = "PNG", side: int = 64) -> bytes:
+    """Return a file of coarse random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST).save(file, form)
+    return file.getvalue()
+
+
+@asynccontextmanager
+async def serving(models: ModelsArgument, **options: object) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve models in this process, all of them loaded unless `load=False`."""
+    load = options.pop("load", True)
+    app = Starlette(
+        routes=[Mount("/", router(models, **options))],  # type: ignore[arg-type]
+        lifespan=lifespan(models),
+    )
+    async with app.router.lifespan_context(app):
+        for handle in _handles(models) if load else ():
+            await handle.load()
+        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            yield client
+
+
+def post_scope(path: str = "/v1/embeddings", **headers: str) -> Scope:
+    """Return what an ASGI server says of a request with a body."""
+    fields = {"content-type": "application/json", **headers}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
+    }
+
+
+def _handles(models: ModelsArgument) -> list[Handle]:
+    from aioembed.integrations.starlette.models import ServedModels
+
+    return [one.handle for one in ServedModels(models)]
+
+
+@pytest.fixture
+async def gist() -> ImageEmbeddings:
+    """The embedded model, to be served."""
+    return ImageEmbeddings(GIST_512)
+
+
+@pytest.fixture
+async def client(gist: ImageEmbeddings) -> AsyncIterator[httpx.AsyncClient]:
+    """Talks to a server of the embedded model."""
+    async with serving(gist) as talking:
+        yield talking
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start `aioembed serve` on a free port; stopped at the end at the latest."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> Server:
+        command = [sys.executable, "-m", "aioembed", "serve", "--port", "0"]
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        processes.append(process)
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        match = re.search(r"http://\S+", said)
+        assert match, said + process.stderr.read()
+        return Server(process, match[0])
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def clip_arguments() -> list[str]:
+    """Options that serve the small image and text models under one name, and the embedded one."""
+    pytest.importorskip("tokenizers")
+    image, text = FIXTURES / "image.pte", FIXTURES / "padded_text.pte"
+    return ["--model", "gist-512", "--model", f"clip={image}", "--text-model", f"clip={text}"]
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server], clip_arguments: list[str]) -> Server:
+    """A server of three models that are loaded."""
+    started = start_server(*clip_arguments, "--head-timeout", "1")
+    wait_ready(started.url)
+    return started
+
+
+def wait_ready(url: str) -> None:
+    """Follow the server's stream of states until it is ready."""
+    with httpx.stream("GET", f"{url}/v1/state/stream", timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:") and '"is_ready":true,"is_stopping"' in line:
+                return
+    pytest.fail("the stream ended before the server was ready")

@@ -1,0 +1,137 @@
+"""`POST /v1/embeddings` and the addresses beside it."""
+
+from __future__ import annotations
+
+import base64
+
+import httpx
+import numpy as np
+import pytest
+
+from aioembed import ImageEmbeddings, SourcePolicy
+from aioembed.integrations.starlette import Handle, ServerLimits
+from aioembed.integrations.starlette.schemas import EmbeddingsResponse, ModelList
+from aioembed.testing import LoopbackServer, Reply
+from aioembed.text import TextEmbeddings
+
+from .conftest import FIXTURES, picture, serving
+
+pytestmark = pytest.mark.anyio
+
+PICTURE = picture()
+ENCODED = base64.b64encode(PICTURE).decode()
+
+
+async def embed(client: httpx.AsyncClient, **body: object) -> EmbeddingsResponse:
+    answer = await client.post("/v1/embeddings", json=body)
+    assert answer.status_code == 200, answer.text
+    return EmbeddingsResponse.model_validate_json(answer.content)
+
+
+async def test_every_form_of_an_image_gives_the_models_own_vector(
+    client: httpx.AsyncClient, gist: ImageEmbeddings
+) -> None:
+    expected = await gist.forward(PICTURE)
+    found = await embed(client, input=[ENCODED, f"data:image/png;base64,{ENCODED}"])
+    uploads = [
+        ("input", ("a.png", PICTURE, "image/png")),
+        ("input", ("b.png", picture(1), "image/png")),
+    ]
+    answer = await client.post("/v1/embeddings", files=uploads, data={"model": "gist-512"})
+    uploaded = EmbeddingsResponse.model_validate_json(answer.content)
+    for one in (*found.data, uploaded.data[0]):
+        np.testing.assert_array_equal(np.array(one.embedding, np.float32), expected)
+    assert [one.index for one in uploaded.data] == [0, 1]
+    assert uploaded.model == "gist-512"
+    assert uploaded.usage.total_tokens == 0
+
+
+async def test_an_image_is_fetched_where_the_policy_allows_its_host(gist: ImageEmbeddings) -> None:
+    async with LoopbackServer(lambda _request: Reply(body=PICTURE)) as web:
+        policy = SourcePolicy.untrusted().allow(private_addresses=True, ports=None)
+        async with serving(gist, policy=policy) as client:
+            found = await embed(client, input=f"{web.origin}/a.png")
+        assert len(found.data) == 1
+        assert len(web.requests) == 1
+
+
+async def test_base64_vectors_are_little_endian_float32(
+    client: httpx.AsyncClient, gist: ImageEmbeddings
+) -> None:
+    found = await embed(client, input=ENCODED, encoding_format="base64", dimensions=512)
+    vector = np.frombuffer(base64.b64decode(str(found.data[0].embedding)), "<f4")
+    np.testing.assert_array_equal(vector, await gist.forward(PICTURE))
+
+
+async def test_every_input_at_fault_is_named(client: httpx.AsyncClient) -> None:
+    truncated = base64.b64encode(PICTURE[:60]).decode()
+    eps = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n" * 9).decode()
+    inputs = [ENCODED, truncated, "data:image/png;base64,!", f"data:;base64,{eps}"]
+    answer = await client.post("/v1/embeddings", json={"input": inputs})
+    error = answer.json()["error"]
+    assert answer.status_code == 422
+    assert error["param"] == "input[1]"
+    assert {item["index"]: item["code"] for item in error["items"]} == {
+        1: "image_decode_error",
+        2: "image_decode_error",
+        3: "unsupported_image_format",
+    }
+
+
+async def test_text_and_image_models_may_share_a_name() -> None:
+    pytest.importorskip("tokenizers")
+    image = ImageEmbeddings(FIXTURES / "image.pte")
+    text = TextEmbeddings(FIXTURES / "padded_text.pte")
+    both: list[Handle] = [image, text]
+    async with serving({"clip": both}) as client:
+        by_default = await embed(client, input="a photo of a cat", model="clip")
+        as_image = await embed(client, input=ENCODED, model="clip", modality="image")
+        expected = await text.forward("a photo of a cat")
+        np.testing.assert_array_equal(np.array(by_default.data[0].embedding, np.float32), expected)
+        assert by_default.usage.prompt_tokens > 2
+        assert as_image.usage.prompt_tokens == 0
+        cards = ModelList.model_validate_json((await client.get("/v1/models")).content)
+        assert [(card.id, card.modalities) for card in cards.data] == [("clip", ["image", "text"])]
+
+        body: dict[str, object] = {"images": [ENCODED, ENCODED], "texts": ["cat", "dog", "tree"]}
+        compared = (await client.post("/v1/similarity", json=body)).json()
+        assert np.shape(compared["similarities"]) == (2, 3)
+        body = {"image": ENCODED, "labels": ["cat", "dog"]}
+        classified = (await client.post("/v1/classify", json=body)).json()
+        assert {score["label"] for score in classified["scores"]} == {"cat", "dog"}
+        assert sum(score["probability"] for score in classified["scores"]) == pytest.approx(1)
+        upload = {"image": ("a.png", PICTURE)}
+        form = {"labels": ["cat", "dog"]}
+        assert (await client.post("/v1/classify", files=upload, data=form)).json() == classified
+
+
+async def test_similarities_of_images_are_symmetric_with_ones_on_the_diagonal(
+    client: httpx.AsyncClient,
+) -> None:
+    files = [("images", (f"{seed}.png", picture(seed))) for seed in range(3)]
+    answer = await client.post("/v1/similarity", files=files)
+    matrix = np.array(answer.json()["similarities"])
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
+
+
+async def test_spaces_that_differ_are_not_compared(gist: ImageEmbeddings) -> None:
+    pytest.importorskip("tokenizers")
+    async with serving([gist, TextEmbeddings(FIXTURES / "padded_text.pte")]) as client:
+        body = {"images": [ENCODED], "texts": ["cat"]}
+        answer = await client.post("/v1/similarity", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "incompatible_spaces"
+
+
+async def test_a_long_request_is_answered_in_order(gist: ImageEmbeddings) -> None:
+    pictures = [picture(seed) for seed in range(20)]
+    async with serving(gist, limits=ServerLimits(inputs_at_once=4)) as client:
+        files = [("input", ("a.png", one)) for one in pictures]
+        found = EmbeddingsResponse.model_validate_json(
+            (await client.post("/v1/embeddings", files=files)).content
+        )
+        for one, image in zip(found.data, pictures, strict=True):
+            np.testing.assert_array_equal(
+                np.array(one.embedding, np.float32), await gist.forward(image)
+            )

@@ -1,0 +1,140 @@
+"""`aioembed serve` as a process: OpenAI's client, curl, SIGTERM, workers, slow connections."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+from .conftest import Server, picture, wait_ready
+
+Start = Callable[..., Server]
+
+DATA_URI = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+
+
+def test_the_openai_client_works_unchanged(server: Server) -> None:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        images = client.embeddings.create(
+            model="clip", input=[DATA_URI, DATA_URI], extra_body={"modality": "image"}
+        )
+        text = client.embeddings.create(model="clip", input="a cat", encoding_format="float")
+        assert len(images.data) == 2
+        assert np.linalg.norm(images.data[1].embedding) == pytest.approx(1, abs=1e-5)
+        assert len(text.data[0].embedding) == len(images.data[0].embedding)
+        assert text.usage.prompt_tokens > 2
+        assert {model.id for model in client.models.list()} == {"gist-512", "clip"}
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.embeddings.create(model="nothing", input="a")
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.embeddings.create(model="gist-512", input=["http://127.0.0.1/x"])
+        assert wrong.value.param == "input"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_uploads_files(server: Server, tmp_path: Path) -> None:
+    for seed in range(2):
+        (tmp_path / f"{seed}.jpg").write_bytes(picture(seed, "JPEG"))
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--form", "model=gist-512"]
+    files = [part for seed in range(2) for part in ("--form", f"input=@{tmp_path}/{seed}.jpg")]
+    done = subprocess.run(
+        [*command, *files, f"{server.url}/v1/embeddings"], capture_output=True, check=True
+    )
+    assert [len(one["embedding"]) for one in json.loads(done.stdout)["data"]] == [512, 512]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("chunked", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_gigabyte_is_refused_without_being_read(
+    server: Server, tmp_path: Path, chunked: bool
+) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(1_000_000_000)
+    command = ["curl", "--silent", "--output", "-", "--write-out", "\n%{http_code} %{size_upload}"]
+    headers = ["--header", "Content-Type: application/json", "--header", "Expect:"]
+    if chunked:
+        headers += ["--header", "Transfer-Encoding: chunked"]
+    upload = ["--request", "POST", "--upload-file", str(huge)]
+    done = subprocess.run(
+        [*command, *headers, *upload, f"{server.url}/v1/embeddings"],
+        capture_output=True,
+        check=False,
+    )
+    body, _, figures = done.stdout.decode().rpartition("\n")
+    status, sent = figures.split()
+    assert status == "413"
+    assert json.loads(body)["error"]["code"] == "body_too_large"
+    assert int(sent) < 100_000_000
+
+
+def connect(server: Server) -> socket.socket:
+    parts = urlsplit(server.url)
+    return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60)
+
+
+def test_sigterm_finishes_what_runs_refuses_the_rest_and_exits_with_0(start_server: Start) -> None:
+    """The running request is one whose body has come only in part."""
+    server = start_server()
+    wait_ready(server.url)
+    body = json.dumps({"input": DATA_URI}).encode()
+    with connect(server) as running, httpx.Client(base_url=server.url, timeout=60) as client:
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+        running.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body[:10])
+        while "aioembed_requests_running 2.0" not in client.get("/metrics").text:
+            pass
+        server.process.terminate()
+        while not client.get("/readyz").json()["is_stopping"]:
+            pass
+        refused = client.post("/v1/embeddings", content=body)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "server_stopping"
+        assert server.process.poll() is None
+        running.sendall(body[10:])
+        answer = b"".join(iter(lambda: running.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert server.process.wait(60) == 0
+
+
+def test_a_head_that_does_not_come_closes_the_connection(server: Server) -> None:
+    with connect(server) as slow, connect(server) as silent:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        assert slow.recv(10) == b""
+        assert silent.recv(10) == b""
+
+
+@pytest.mark.slow
+def test_workers_share_one_port_and_stop_together(start_server: Start) -> None:
+    server = start_server("--workers", "2")
+    wait_ready(server.url)
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": DATA_URI}, timeout=60)
+    assert answer.status_code == 200
+    assert server.stop() == 0
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aioembed", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_what_cannot_be_served_ends_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "cannot listen on" in done.stderr
+    unknown = run("--model", "gist")
+    assert unknown.returncode == 3
+    assert "did you mean gist-512" in unknown.stderr
