@@ -11,7 +11,7 @@ SHELL := bash
 
 PYTHON ?= python3
 PYTEST_ARGS ?= --numprocesses=logical --maxprocesses=4
-EXTRAS := cli,text
+EXTRAS := cli,text,server
 
 BUILD := .venv-build
 VENV := .venv
@@ -68,5 +68,5 @@ $(VENV)/.package: $(VENV)/.requirements $(WHEELS)/.built
 	@touch $@
 
 $(VENV)/.test-requirements: $(VENV)/.requirements
-	@$(VENV)/bin/python $(PIP) install --group test
+	@$(VENV)/bin/python $(PIP) install --group test --group server-test
 	@touch $@

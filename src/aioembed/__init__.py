@@ -2,6 +2,9 @@
 
 from . import errors as errors
 from .errors import AioembedError as AioembedError
+from .handle import EmbeddingStream as EmbeddingStream
+from .handle import Err as Err
+from .handle import Ok as Ok
 from .image import ImageEmbeddings as ImageEmbeddings
 from .image import use_image_embeddings as use_image_embeddings
 from .images import ImageInput as ImageInput
@@ -24,6 +27,9 @@ from .spec import ProgramMetadata as ProgramMetadata
 from .state import LEGAL_MOVES as LEGAL_MOVES
 from .state import ModelState as ModelState
 from .state import Status as Status
+from .statistics import CallTiming as CallTiming
+from .statistics import StageStatistics as StageStatistics
+from .statistics import Statistics as Statistics
 from .text import TextEmbeddings as TextEmbeddings
 from .text import use_text_embeddings as use_text_embeddings
 from .tokenize import TruncationWarning as TruncationWarning

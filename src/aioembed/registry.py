@@ -107,7 +107,8 @@ def resolve_model(source: ModelSource, *, modality: str = "image") -> ModelSpec:
         return source
     if isinstance(source, os.PathLike):
         return _custom(os.fspath(source), modality)
-    if not isinstance(source, str) or not source:
+    text: object = source
+    if not isinstance(text, str) or not source:
         raise InvalidModelSource(
             f"a model source is a ModelSpec, a name, a URL or a path, not {shorten(source)}"
         )

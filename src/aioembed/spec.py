@@ -107,7 +107,13 @@ class Preprocessing(_Frozen):
     @property
     def pixels_id(self) -> str:
         """Fingerprint of what decides the pixels, whatever layout or folding the program has."""
-        fields = (self.height, self.width, self.resize, self.interpolation, self.antialias)
+        fields: tuple[object, ...] = (
+            self.height,
+            self.width,
+            self.resize,
+            self.interpolation,
+            self.antialias,
+        )
         if self.shortest_edge is not None:
             fields = (*fields, self.shortest_edge)
         return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]

@@ -17,7 +17,7 @@ from aioembed.text import TextEmbeddings
 from .clip_bpe import Merge, vocabulary
 from .strings import texts
 
-pytestmark = [pytest.mark.export, pytest.mark.slow]
+pytestmark = pytest.mark.full_size
 
 _TEXTS = [*texts()[:15], *texts()[15::20]]
 
