@@ -4,14 +4,18 @@
 
 A heartbeat asks to be woken every millisecond; a stall is how much later than that it is. The
 same program of CLIP's size runs through this library's runtime and through the stock binding
-(`executorch.runtime`), each in a process of its own, by turns.
+(`executorch.runtime`), each in a process of its own, by turns. `floor` is the machine's share in
+it: the same heartbeat in a process that does nothing else, while other processes keep every CPU
+busy.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,11 +27,17 @@ from programs import INPUT_SHAPES, program
 
 NAME = "clip_image_fp32"
 PERIOD = 0.001
-RUNTIMES = ("aioembed", "stock")
+RUNTIMES = ("aioembed", "stock", "floor")
+FLOOR_SECONDS_PER_IMAGE = 0.1
 
 
 def embedder(runtime: str, path: Path) -> Callable[[], object]:
     """Return what embeds one image, blocking."""
+    if runtime == "floor":
+        spin = [sys.executable, "-c", "while True: pass"]
+        for _ in range(os.cpu_count() or 1):
+            atexit.register(subprocess.Popen(spin).kill)
+        return lambda: time.sleep(FLOOR_SECONDS_PER_IMAGE)
     if runtime == "aioembed":
         import numpy as np
 
@@ -98,7 +108,8 @@ def report(rounds: dict[str, list[dict[str, float]]]) -> None:
         )
     for figure in ("longest", "p99"):
         ours, stock = (
-            statistics.median(result[figure] for result in rounds[runtime]) for runtime in RUNTIMES
+            statistics.median(result[figure] for result in rounds[runtime])
+            for runtime in ("aioembed", "stock")
         )
         print(f"{figure}: stock / aioembed = {stock / ours:.1f} (medians of the rounds)")
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ..errors import InvalidConfig, NotActive
+from ..folders import cache_folder
 from ..registry import local_path
 from ..spec import ModelSpec, Preprocessing
 from ..state import Lifecycle, Status
 from ..threads import BlockingCall
 from .files import ModelFiles, local_files
 from .loaded import LoadedModel
+from .probe import probe_once
 
 if TYPE_CHECKING:
     import httpx
@@ -113,7 +115,10 @@ class Loader:
             self._remote = self._remote or await BlockingCall(self._open_remote).run()
             return await self._remote.fetch()
         self._lifecycle.move(Status.LOADING, download_progress=1.0)
-        return await BlockingCall(lambda: local_files(self._spec, path)).run()
+        files = await BlockingCall(lambda: local_files(self._spec, path)).run()
+        if self._spec.sha256 is None:
+            await probe_once(path, cache_folder(self._options.cache_dir))
+        return files
 
     def _open_remote(self) -> RemoteModel:
         # Imported here, since httpx costs 16 MB that models on this machine never need.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
 import numpy as np
 
-from ..errors import AioembedError, InvalidProgram, ProbeFailed, shorten
-from ..runtime import Program
+from ..errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
+from ..runtime import EXECUTORCH_VERSION, Program, check_program_file
+from ..threads import BlockingCall
 
-__all__ = ["probe"]
+__all__ = ["probe", "probe_once"]
+
+_logger = logging.getLogger("aioembed.handle")
 
 _SECONDS = 300.0
 _TYPED_ERROR = 3
@@ -46,6 +52,46 @@ async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
         f"the program {shorten(path)} ended its trial run with {_cause(child.returncode)}; "
         "it was not loaded here. Get it from a source that publishes its sha256"
     )
+
+
+async def probe_once(path: Path, folder: Path) -> None:
+    """Give a program on this machine whose hash nobody published its trial run, once.
+
+    A record in the cache folder names the file by place, size and time. Where it cannot be
+    written, the file is tried each time.
+
+    Args:
+        path: Of the `.pte` file.
+        folder: Of the cache.
+
+    Raises:
+        ModelFileUnreadable: There is no such file, or it cannot be read.
+        InvalidProgram: It is no program, or the runtime refused it.
+        ProbeFailed: The child crashed, or took too long.
+    """
+    await BlockingCall(partial(check_program_file, path)).run()
+    record = await BlockingCall(partial(_record, path, folder)).run()
+    if await BlockingCall(record.exists).run():
+        return
+    await probe(path)
+    await BlockingCall(partial(_write, record)).run()
+
+
+def _record(path: Path, folder: Path) -> Path:
+    try:
+        place, stat = path.resolve(), path.stat()
+    except OSError as exc:
+        raise ModelFileUnreadable(f"cannot read the model at {shorten(path)}: {exc}") from exc
+    identity = (str(place), stat.st_ino, stat.st_size, stat.st_mtime_ns, EXECUTORCH_VERSION)
+    return folder / ".probed" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+
+
+def _write(record: Path) -> None:
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+    except OSError:
+        _logger.debug("the trial run of a model cannot be recorded", exc_info=True)
 
 
 def _cause(returncode: int) -> str:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
 from anyio import to_thread
 
 from aioembed.errors import DownloadInProgress, InvalidConfig, ResourceInUse
+from aioembed.folders import cache_folder
 
 from . import store
 from .faults import translated_file_errors
@@ -51,10 +51,7 @@ class Cache:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        chosen = directory or os.environ.get("AIOEMBED_CACHE")
-        self._root = (
-            Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("aioembed")
-        )
+        self._root = cache_folder(directory)
 
     @property
     def directory(self) -> Path:
