@@ -164,11 +164,12 @@ def _check_fits(pixels: Preprocessing, forward: MethodInfo, spec: ModelSpec) -> 
 
 def _embedding_dim(forward: MethodInfo, metadata: ProgramMetadata | None, spec: ModelSpec) -> int:
     dim = forward.outputs[0].shape[-1] if forward.outputs[0].shape else 0
-    claimed = metadata.embedding_dim if metadata else spec.embedding_dim
-    if dim < 1 or (claimed is not None and claimed != dim):
+    claims = (metadata.embedding_dim if metadata else None, spec.embedding_dim)
+    wrong = [claim for claim in claims if claim not in {None, dim}]
+    if dim < 1 or wrong:
         raise WrongDimensions(
             f"{shorten(spec.name)} gives vectors of {dim} values; "
-            f"{claimed or 'at least one'} was expected"
+            f"{wrong[0] if wrong else 'at least one'} was expected"
         )
     return dim
 
