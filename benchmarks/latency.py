@@ -192,7 +192,7 @@ def quantize_onnx(out: Path, tower: str, name: str) -> None:
 
 
 def quantize_openvino(source: Path, out: Path, tower: str) -> None:
-    import nncf  # type: ignore[import-untyped]
+    import nncf
     import openvino
 
     given = [next(iter(sample.values())) for sample in samples(tower, 4)]
