@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from .conftest import Server
@@ -56,3 +57,9 @@ def test_answers_conform_to_the_document(server: Server, address: str) -> None:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_many_answers_conform_to_the_document(server: Server, address: str) -> None:
     explore(server, address, 300)
+
+
+def test_a_path_with_a_line_break_is_answered_in_the_same_form(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/v1/models/a%0Ab")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] in {"not_found", "model_not_found"}

@@ -10,8 +10,11 @@ from types import FrameType
 import uvicorn
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Mount
 
 from aioembed.errors import InvalidConfig
@@ -25,6 +28,7 @@ from aioembed.tokenize import Truncate
 from .drain import Drain
 from .limits import ServerLimits
 from .models import Handle
+from .problems import problem_of
 from .protocol import punctual_protocol
 from .routing import lifespan, router
 
@@ -118,8 +122,14 @@ def application(options: ServerOptions, drain: Drain | None = None) -> Starlette
     return Starlette(
         routes=[Mount("/", routes)],
         middleware=[cors] if options.cors_origins else [],
+        exception_handlers={HTTPException: _answer},
         lifespan=lifespan(models),
     )
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    """Answer what no route takes, such as a path with a line break in it, in the same form."""
+    return problem_of(error).response()
 
 
 def listen(host: str, port: int) -> socket.socket:
