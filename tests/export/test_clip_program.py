@@ -83,9 +83,9 @@ def test_from_picture_to_vector_as_transformers(
 
 
 def test_batches_of_every_size_give_what_single_images_give(image: Program, precision: str) -> None:
-    patches = np.random.default_rng(0).random((16, 16, 192), np.float32)
+    patches = np.random.default_rng(0).random((4, 16, 192), np.float32)
     alone = np.concatenate([image.run(one)[0] for one in patches[:, np.newaxis]])
-    for count in (1, 2, 5, 16, 3):
+    for count in (1, 2, 4, 3):
         together = image.run(patches[:count])[0]
         assert np.allclose(together, alone[:count], atol=1e-5)
 
@@ -113,7 +113,7 @@ def test_the_metadata_say_what_the_program_takes(
     assert pixels is not None
     assert (pixels.layout, pixels.patch_size, pixels.resize) == ("patches", 8, "crop")
     assert image.methods["forward"].inputs[0].accepts(pixels.input_shape)
-    assert image.methods["forward"].inputs[0].shape[0] == 16
+    assert image.methods["forward"].inputs[0].shape[0] == 4
     assert metadata(text).context_length == 77
     assert text.methods["forward"].inputs[0].shape == (1, 77)
     assert {metadata(image).precision, metadata(text).precision} == {precision}
