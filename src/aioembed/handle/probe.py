@@ -69,21 +69,23 @@ async def probe_once(path: Path, folder: Path) -> None:
         InvalidProgram: It is no program, or the runtime refused it.
         ProbeFailed: The child crashed, or took too long.
     """
-    await BlockingCall(partial(check_program_file, path)).run()
-    record = await BlockingCall(partial(_record, path, folder)).run()
-    if await BlockingCall(record.exists).run():
+    record = await BlockingCall(partial(_missing_record, path, folder)).run()
+    if record is None:
         return
     await probe(path)
     await BlockingCall(partial(_write, record)).run()
 
 
-def _record(path: Path, folder: Path) -> Path:
+def _missing_record(path: Path, folder: Path) -> Path | None:
+    """Return where to record that a file passed its trial, None where that is recorded."""
+    check_program_file(path)
     try:
         place, stat = path.resolve(), path.stat()
     except OSError as exc:
         raise ModelFileUnreadable(f"cannot read the model at {shorten(path)}: {exc}") from exc
     identity = (str(place), stat.st_ino, stat.st_size, stat.st_mtime_ns, EXECUTORCH_VERSION)
-    return folder / ".probed" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    record = folder / ".probed" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    return None if record.exists() else record
 
 
 def _write(record: Path) -> None:
