@@ -42,6 +42,10 @@ class TextEmbeddings(EmbeddingHandle[str]):
         threads: 1 computes in one thread alone. Another number sets the size of the process's
             XNNPACK pool, which can change only before the first model is loaded. None leaves the
             pool at the number of CPUs this process may use.
+        replicas: Copies of the program that run beside each other, each in one thread alone, in
+            place of one on the whole pool. Each costs the memory of its weights again.
+        max_wait: Seconds that a call may wait for others to fill its batch, where the program
+            takes several items at once. At 0 a batch is what waits already.
         max_pending: Most calls that may wait or run at the same time.
         on_busy: `wait` queues calls up to `max_pending`; `raise` refuses a call while another is
             under way, as the hook does.
@@ -68,6 +72,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
         truncate: Truncate = "warn",
         prevent_load: bool = False,
         threads: int | None = None,
+        replicas: int = 1,
+        max_wait: float = 0.0,
         max_pending: int = 1024,
         on_busy: OnBusy = "wait",
         cache_dir: str | os.PathLike[str] | None = None,
@@ -82,6 +88,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
             _with_tokenizer(resolve_model(model_source, modality="text"), tokenizer),
             options=LoadOptions(
                 threads=threads,
+                replicas=replicas,
+                max_wait=max_wait,
                 cache_dir=cache_dir,
                 offline=offline,
                 http_client=http_client,

@@ -125,6 +125,16 @@ def test_workers_share_one_port_and_stop_together(start_server: Start) -> None:
     assert server.stop() == 0
 
 
+def test_replicas_serve_as_one_model(start_server: Start) -> None:
+    server = start_server("--replicas", "2")
+    wait_ready(server.url)
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": [DATA_URI] * 8}, timeout=60)
+    first, *others = (one["embedding"] for one in answer.json()["data"])
+    assert len(others) == 7
+    np.testing.assert_allclose(others, [first] * 7, atol=1e-5)
+    assert server.stop() == 0
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aioembed", "serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -135,6 +145,9 @@ def test_what_cannot_be_served_ends_at_once() -> None:
         done = run("--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
     assert "cannot listen on" in done.stderr
+    both = run("--replicas", "2", "--threads", "2")
+    assert both.returncode == 2
+    assert "give one of both" in both.stderr
     unknown = run("--model", "gist")
     assert unknown.returncode == 3
     assert "did you mean gist-512" in unknown.stderr

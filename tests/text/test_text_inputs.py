@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aioembed.handle import LoadedModel, ModelContract
+from aioembed.handle.replicas import Replicas
 from aioembed.handle.text_inputs import TextInputs
 from aioembed.runtime import MethodInfo, TensorInfo
 from aioembed.spec import EmbeddingSpace
@@ -81,7 +82,7 @@ def _batching_model(program: _Recording) -> LoadedModel:
         max_batch=4,
         metadata=None,
     )
-    return LoadedModel(program, contract)  # type: ignore[arg-type]
+    return LoadedModel(Replicas([program]), contract)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
     threads: ThreadsOption = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Copies of each model, of one thread each.")
+    ] = 1,
     max_pending: Annotated[
         int, typer.Option(min=1, help="Most embeddings that wait or run, for each model.")
     ] = 1024,
@@ -121,7 +124,8 @@ def serve(
             ),
             cors_origins=tuple(cors_origin or ()),
             max_pending=max_pending,
-            threads=threads or _threads(workers),
+            threads=threads or (_threads(workers) if replicas == 1 else None),
+            replicas=replicas,
             cache_dir=cache_dir,
             offline=offline or None,
             head_timeout=head_timeout,

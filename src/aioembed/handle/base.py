@@ -64,7 +64,8 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         self._lifecycle = Lifecycle()
         self._loader = Loader(self._spec, options, self._lifecycle)
         self._loading = Loading(self._lifecycle, self._open_session)
-        self._decoders = anyio.CapacityLimiter(available_cpus())
+        self._decoders = anyio.CapacityLimiter(options.decode_threads or available_cpus())
+        self._max_wait = options.max_wait
         self._calls = Calls(
             self._embed,
             max_pending=max_pending,
@@ -298,7 +299,10 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
     async def _open_session(self) -> Session:
         model = await self._loader.load()
         return Session.of(
-            model, decoders=int(self._decoders.total_tokens), on_running=self._on_running
+            model,
+            decoders=int(self._decoders.total_tokens),
+            max_wait=self._max_wait,
+            on_running=self._on_running,
         )
 
     def _on_running(self, batches: int) -> None:

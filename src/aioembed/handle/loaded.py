@@ -14,6 +14,7 @@ from ..runtime import Program, set_thread_count
 from ..spec import ModelSpec, Preprocessing
 from .contract import ModelContract, read_contract
 from .files import ModelFiles
+from .replicas import Replicas
 from .text_inputs import TextInputs
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ class LoadedModel:
     """A program and its contract. Every method blocks: call it in a worker thread.
 
     Attributes:
-        program: What runs.
+        replicas: What runs: as many batches at the same time as there are copies.
         contract: What it takes and gives.
         text: Makes the inputs of a text program; None for images.
         lease: On a cached file, given up at close.
     """
 
-    program: Program
+    replicas: Replicas
     contract: ModelContract
     text: TextInputs | None = None
     lease: Lease | None = None
@@ -48,6 +49,7 @@ class LoadedModel:
         spec: ModelSpec,
         *,
         threads: int | None,
+        replicas: int = 1,
         preprocessing: Preprocessing | None,
     ) -> LoadedModel:
         """Load a program and read its contract.
@@ -57,6 +59,8 @@ class LoadedModel:
             spec: What is known of the model.
             threads: 1 for a model that computes in its own thread alone; another number sets
                 the process's pool, before anything else was loaded; None leaves it as it is.
+            replicas: How many copies, each of which computes in its own thread alone where there
+                are several.
             preprocessing: The caller's own, in place of the program's.
 
         Raises:
@@ -70,15 +74,20 @@ class LoadedModel:
                 undo.callback(files.lease.release)
             if threads is not None and threads > 1:
                 set_thread_count(threads)
-            program = Program.load(files.model, threads=1 if threads == 1 else None)
+            alone = 1 if threads == 1 or replicas > 1 else None
+            program = Program.load(files.model, threads=alone)
             undo.callback(program.close)
             contract = read_contract(
                 program, spec, preprocessing=preprocessing, file_sha256=files.sha256
             )
             is_text = contract.modality == "text"
             text = TextInputs.load(program, contract, spec, files) if is_text else None
+            programs = [program]
+            for _ in range(replicas - 1):
+                programs.append(Program.load(files.model, threads=alone))
+                undo.callback(programs[-1].close)
             undo.pop_all()
-        return cls(program, contract, text, files.lease)
+        return cls(Replicas(programs), contract, text, files.lease)
 
     def run(self, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         """Embed the items of a batch.
@@ -91,7 +100,7 @@ class LoadedModel:
         """
         if len(batch) > 1 and self.contract.max_batch > 1 and _stackable(batch):
             stacked = [np.concatenate(tensors) for tensors in zip(*batch, strict=True)]
-            output = self.program.run(*stacked, method=self.contract.batch_method)[0]
+            output = self.replicas.run(*stacked, method=self.contract.batch_method)[0]
             return list(self.contract.embeddings(output, len(batch)))
         return [self._run_one(inputs) for inputs in batch]
 
@@ -101,12 +110,12 @@ class LoadedModel:
             tensor[0] if tensor.ndim == len(shape) + 1 else tensor
             for tensor, shape in zip(inputs, shapes, strict=True)
         ]
-        embeddings = self.contract.embeddings(self.program.run(*fitted)[0], 1)
-        return embeddings.reshape(-1)
+        output = self.replicas.run(*fitted, method=self.contract.forward.name)[0]
+        return self.contract.embeddings(output, 1).reshape(-1)
 
     def close(self) -> None:
-        """Free the program's memory, when a run in flight has ended."""
-        self.program.close()
+        """Free the programs' memory, when the runs in flight have ended."""
+        self.replicas.close()
         if self.lease is not None:
             self.lease.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,21 +29,38 @@ __all__ = ["LoadOptions", "Loader"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a handle's model is fetched and loaded; the handles document each option.
+    """How a handle's model is fetched, loaded and run; the handles document each option.
 
     Raises:
-        InvalidConfig: `threads` is below 1.
+        InvalidConfig: An option out of its range, or several copies of several threads each.
     """
 
     threads: int | None = None
+    decode_threads: int | None = None
+    replicas: int = 1
+    max_wait: float = 0.0
     cache_dir: str | os.PathLike[str] | None = None
     offline: bool | None = None
     http_client: httpx.AsyncClient | None = None
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InvalidConfig(f"threads must be at least 1, not {self.threads}")
+        self._check_counts()
+        wait: object = self.max_wait
+        if not isinstance(wait, int | float) or isinstance(wait, bool) or not 0 <= wait < math.inf:
+            raise InvalidConfig(f"max_wait must be a number of seconds from 0 on, not {wait!r}")
+
+    def _check_counts(self) -> None:
+        for name in ("threads", "decode_threads", "replicas"):
+            count: object = getattr(self, name)
+            is_left_out = count is None and name != "replicas"
+            if not is_left_out and not (isinstance(count, int) and count >= 1):
+                raise InvalidConfig(f"{name} must be a number of at least 1, not {count!r}")
+        if self.replicas > 1 and self.threads not in {None, 1}:
+            raise InvalidConfig(
+                f"replicas={self.replicas} are copies of one thread each, which leaves nothing "
+                f"for threads={self.threads} to mean: give one of both"
+            )
 
 
 class Loader:
@@ -135,5 +153,6 @@ class Loader:
             files,
             self._spec,
             threads=self._options.threads,
+            replicas=self._options.replicas,
             preprocessing=self._options.preprocessing,
         )

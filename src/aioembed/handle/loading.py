@@ -61,22 +61,32 @@ class Session:
 
     @classmethod
     def of(
-        cls, model: LoadedModel, *, decoders: int, on_running: Callable[[int], object]
+        cls,
+        model: LoadedModel,
+        *,
+        decoders: int,
+        max_wait: float,
+        on_running: Callable[[int], object],
     ) -> Session:
         """Return what runs a model.
 
         Args:
             model: The loaded model.
             decoders: How many threads prepare items.
+            max_wait: Seconds that an item may wait for others to fill its batch.
             on_running: Told how many batches run.
         """
-        max_batch = model.contract.max_batch
+        max_batch, workers = model.contract.max_batch, len(model.replicas)
         return cls(
             model=model,
             scheduler=Scheduler(
-                lambda jobs: run_jobs(model, jobs), max_batch=max_batch, on_running=on_running
+                lambda jobs: run_jobs(model, jobs),
+                max_batch=max_batch,
+                workers=workers,
+                max_wait=max_wait,
+                on_running=on_running,
             ),
-            gate=anyio.Semaphore(decoders + 2 * max_batch, fast_acquire=True),
+            gate=anyio.Semaphore(decoders + (workers + 1) * max_batch, fast_acquire=True),
             intake=anyio.Semaphore(_MOST_FETCHED, fast_acquire=True),
         )
 

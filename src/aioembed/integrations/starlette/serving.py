@@ -66,6 +66,7 @@ class ServerOptions(BaseModel):
         cors_origins: Web pages of other origins that may call; none by default.
         max_pending: Most embeddings that may wait or run, for each model.
         threads: As for `ImageEmbeddings`, in each worker.
+        replicas: As for `ImageEmbeddings`, in each worker.
         truncate: What becomes of texts that are too long.
         cache_dir: As for `ImageEmbeddings`.
         offline: As for `ImageEmbeddings`.
@@ -83,6 +84,7 @@ class ServerOptions(BaseModel):
     cors_origins: tuple[str, ...] = ()
     max_pending: PositiveInt = 1024
     threads: PositiveInt | None = None
+    replicas: PositiveInt = 1
     truncate: Truncate = "error"
     cache_dir: Path | None = None
     offline: bool | None = None
@@ -211,6 +213,7 @@ def _handle(choice: ModelChoice, options: ServerOptions) -> Handle:
             tokenizer=choice.tokenizer,
             truncate=options.truncate,
             threads=options.threads,
+            replicas=options.replicas,
             max_pending=options.max_pending,
             cache_dir=options.cache_dir,
             offline=options.offline,
@@ -219,6 +222,7 @@ def _handle(choice: ModelChoice, options: ServerOptions) -> Handle:
         spec,
         source_policy=options.policy,
         threads=options.threads,
+        replicas=options.replicas,
         max_pending=options.max_pending,
         cache_dir=options.cache_dir,
         offline=options.offline,

@@ -1,0 +1,285 @@
+"""Copies of a program that run beside each other, and the other options of running one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from anyio.lowlevel import checkpoint
+from numpy.typing import NDArray
+
+from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed.errors import ExecutorchError, ForwardTimeout, InvalidConfig, ModelClosed
+from aioembed.handle import Inputs, LoadedModel, loaded
+from aioembed.handle.replicas import Replicas
+from aioembed.images import sources
+from aioembed.runtime import Program
+
+from .conftest import Brake
+
+pytestmark = pytest.mark.anyio
+
+Pixels = NDArray[np.uint8]
+
+
+class Turnstile:
+    """Lets native runs begin freely, and end one at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Semaphore(0)
+        self.passes = threading.Semaphore(0)
+        run = LoadedModel.run
+
+        def counted(model: LoadedModel, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+            self.begun.release()
+            assert self.passes.acquire(timeout=60)
+            return run(model, batch)
+
+        monkeypatch.setattr(LoadedModel, "run", counted)
+
+    async def wait_begun(self) -> None:
+        await anyio.to_thread.run_sync(self.begun.acquire)
+
+
+class Copy:
+    """Stands in for a program; its runs can be held up."""
+
+    def __init__(self) -> None:
+        self.brake = Brake()
+        self.is_closed = False
+
+    def run(self, *_inputs: Any, method: str) -> tuple[Any, ...]:
+        self.brake.pass_through()
+        return (method, self)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Failing(Copy):
+    """Fails in every run."""
+
+    def run(self, *_inputs: Any, method: str) -> tuple[Any, ...]:
+        raise RuntimeError(f"native failure in {method}")
+
+
+async def test_a_run_takes_a_copy_that_is_free() -> None:
+    copies = [Copy(), Copy()]
+    replicas = Replicas(copies)  # type: ignore[arg-type]
+    ran: list[Any] = []
+
+    async def run() -> None:
+        ran.append((await anyio.to_thread.run_sync(lambda: replicas.run(method="forward")))[1])
+
+    copies[0].brake.hold()
+    copies[1].brake.hold()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        tasks.start_soon(run)
+        for copy in copies:
+            await copy.brake.wait_entered()
+        for copy in copies:
+            copy.brake.release()
+    assert set(ran) == set(copies)
+    assert len(replicas) == 2
+    replicas.close()
+    assert all(copy.is_closed for copy in copies)
+
+
+async def test_a_copy_whose_run_fails_is_free_again() -> None:
+    replicas = Replicas([Failing()])  # type: ignore[list-item]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="native"):
+            await anyio.to_thread.run_sync(lambda: replicas.run(method="forward"))
+
+
+async def test_as_many_batches_run_at_once_as_there_are_replicas(
+    inference: Brake, pixels: Pixels
+) -> None:
+    async with ImageEmbeddings(GIST_512) as one:
+        expected = await one.forward(pixels)
+    vectors: list[NDArray[np.float32]] = []
+
+    async def call(model: ImageEmbeddings) -> None:
+        vectors.append(await model.forward(pixels))
+
+    async with ImageEmbeddings(GIST_512, replicas=2) as model:
+        await model.load()
+        await inference.wait_entered()  # the run of `one`
+        inference.hold()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(call, model)
+            await inference.wait_entered()
+            await inference.wait_entered()
+            session = model._loading.session
+            assert session is not None
+            while session.scheduler.waiting < 3:
+                await checkpoint()
+            assert inference.calls == 3
+            inference.release()
+        figures = model.statistics()
+    assert sum(size * count for size, count in figures.batch_sizes.items()) == 5
+    assert len(vectors) == 5
+    for vector in vectors:
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+async def test_a_model_is_generating_while_any_replica_runs(
+    monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+) -> None:
+    turnstile = Turnstile(monkeypatch)
+    ended = anyio.Event()
+    statuses: list[Status] = []
+
+    async def call() -> None:
+        await model.forward(pixels)
+        statuses.append(model.state.status)
+        ended.set()
+
+    async with ImageEmbeddings(GIST_512, replicas=2) as model:
+        await model.load()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            tasks.start_soon(call)
+            await turnstile.wait_begun()
+            await turnstile.wait_begun()
+            turnstile.passes.release()
+            await ended.wait()
+            turnstile.passes.release()
+    assert statuses == [Status.GENERATING, Status.READY]
+
+
+async def test_closing_waits_for_every_replica_and_frees_each(
+    inference: Brake, monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+) -> None:
+    programs = note_programs(monkeypatch)
+    inference.hold()
+    async with anyio.create_task_group() as tasks:
+        model = ImageEmbeddings(GIST_512, replicas=3)
+        await model.load()
+        for _ in range(3):
+            tasks.start_soon(model.forward, pixels)
+        for _ in range(3):
+            await inference.wait_entered()
+        tasks.start_soon(model.aclose)
+        await anyio.wait_all_tasks_blocked()
+        assert model.state.status is Status.GENERATING
+        inference.release()
+    assert model.state.status is Status.CLOSED
+    assert len(programs) == 3
+    assert all(is_closed(program) for program in programs)
+
+
+async def test_a_replica_that_cannot_be_loaded_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = note_programs(monkeypatch, most=2)
+    model = ImageEmbeddings(GIST_512, replicas=3)
+    with pytest.raises(ExecutorchError, match="no memory"):
+        await model.load()
+    assert model.state.status is Status.FAILED
+    assert len(programs) == 2
+    assert all(is_closed(program) for program in programs)
+    await model.aclose()
+
+
+async def test_eight_calls_are_one_batch_where_they_may_wait_for_each_other(pixels: Pixels) -> None:
+    async with ImageEmbeddings(GIST_512, max_wait=3600) as model:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(model.forward, pixels)
+        assert dict(model.statistics().batch_sizes) == {8: 1}
+
+
+async def test_a_lone_call_runs_when_max_wait_is_over(pixels: Pixels) -> None:
+    async with ImageEmbeddings(GIST_512, max_wait=0.001) as model:
+        assert (await model.forward(pixels)).shape == (512,)
+
+
+async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
+    async with ImageEmbeddings(GIST_512, max_wait=3600) as model:
+        await model.load()
+        with pytest.raises(ForwardTimeout):
+            await model.forward(pixels, timeout=0.05)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(model.forward, pixels)
+        assert model.statistics().succeeded == 8
+
+
+async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
+    monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+) -> None:
+    brake, opened = Brake(), sources._open
+
+    def held(*arguments: Any) -> Any:
+        brake.pass_through()
+        return opened(*arguments)
+
+    monkeypatch.setattr(sources, "_open", held)
+    async with ImageEmbeddings(GIST_512, decode_threads=1) as model:
+        await model.load()
+        brake.hold()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(model.forward, pixels)
+            await brake.wait_entered()
+            while model._decoders.statistics().tasks_waiting < 2:
+                await checkpoint()
+            assert brake.calls == 1
+            brake.release()
+        assert model.statistics().succeeded == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"replicas": 0},
+        {"replicas": None},
+        {"replicas": "2"},
+        {"replicas": 2, "threads": 2},
+        {"decode_threads": 0},
+        {"decode_threads": -1},
+        {"max_wait": -0.001},
+        {"max_wait": math.nan},
+        {"max_wait": math.inf},
+        {"max_wait": "1"},
+        {"max_wait": True},
+    ],
+    ids=str,
+)
+async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(options))):
+        ImageEmbeddings(GIST_512, **options)
+
+
+def note_programs(monkeypatch: pytest.MonkeyPatch, most: int = 9) -> list[Program]:
+    """Return a list of all programs that are loaded from now on; more than `most` cannot be."""
+    programs: list[Program] = []
+
+    class Noted(Program):
+        @classmethod
+        def load(cls, path: Any, **options: Any) -> Any:
+            if len(programs) == most:
+                raise ExecutorchError("no memory", code=33, name="MemoryAllocationFailed", log=())
+            programs.append(Program.load(Path(path), **options))
+            return programs[-1]
+
+    monkeypatch.setattr(loaded, "Program", Noted)
+    return programs
+
+
+def is_closed(program: Program) -> bool:
+    shape = program.methods["forward"].inputs[0].shape
+    try:
+        program.run(np.zeros(shape, np.float32))
+    except ModelClosed:
+        return True
+    return False
