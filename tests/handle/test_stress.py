@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
 from aioembed import GIST_512, ImageEmbeddings, Status
-from aioembed.errors import ImageDecodeError
+from aioembed.errors import ForwardTimeout, ImageDecodeError
 
 pytestmark = pytest.mark.anyio
 
@@ -66,10 +66,11 @@ async def storm(model: ImageEmbeddings, expected: Vectors, seed: int) -> None:
     assert model.state.queue_depth == 0
 
 
-async def run_storms(seeds: range) -> list[int]:
+async def run_storms(seeds: range, *, replicas: int = 1) -> list[int]:
     """Run them on one handle; return the memory in bytes after each."""
     memory = []
-    async with ImageEmbeddings(GIST_512) as model:
+    most = (0, 0)
+    async with ImageEmbeddings(GIST_512, replicas=replicas) as model:
         expected = [await model.forward(image) for image in IMAGES]
         tasks = len(anyio.get_running_tasks())
         for seed in seeds:
@@ -77,9 +78,10 @@ async def run_storms(seeds: range) -> list[int]:
             assert len(anyio.get_running_tasks()) == tasks
             gc.collect()
             memory.append(psutil.Process().memory_info().rss)
-            if seed == seeds[0]:
-                threads = threading.active_count()
-            assert threading.active_count() <= threads
+            held = (threading.active_count(), psutil.Process().num_fds())
+            most = held if seed == seeds[0] else most
+            assert held[0] <= most[0]
+            assert held[1] <= most[1]
         figures = model.statistics()
         assert figures.pending == 0
         assert figures.submitted == len(IMAGES) + CALLS * len(seeds)
@@ -87,8 +89,9 @@ async def run_storms(seeds: range) -> list[int]:
     return memory
 
 
-async def test_500_calls_with_cancellations_and_broken_images_all_end_right() -> None:
-    await run_storms(range(2))
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_500_calls_with_cancellations_and_broken_images_all_end_right(replicas: int) -> None:
+    await run_storms(range(3 - replicas), replicas=replicas)
 
 
 @pytest.mark.slow
@@ -107,3 +110,46 @@ async def test_a_long_stream_of_generated_images_has_flat_memory() -> None:
                 memory.append(psutil.Process().memory_info().rss)
         assert model.statistics().succeeded == 2000
     assert max(memory[4:]) - max(memory[:4]) < 3e6
+
+
+async def misuse(model: ImageEmbeddings, seed: int) -> None:
+    """One caller: broken images, cancelled calls, missed deadlines, streams left half read."""
+    dice = random.Random(seed)
+    for _ in range(50):
+        kind = dice.randrange(6)
+        try:
+            if kind == 0:
+                await model.forward(b"broken")
+            elif kind == 1:
+                with anyio.move_on_after(dice.random() / 20):
+                    await model.forward(dice.choice(IMAGES))
+            elif kind == 2:
+                await model.forward(dice.choice(IMAGES), timeout=dice.random() / 5 + 1e-6)
+            elif kind == 3 and seed % 4 == 0:
+                async for result in model.embed_stream(iter(IMAGES), ordered=dice.random() < 0.5):
+                    if result.key == 3:
+                        break
+            else:
+                await model.forward(dice.choice(IMAGES))
+        except (ImageDecodeError, ForwardTimeout):
+            continue
+
+
+@pytest.mark.slow
+async def test_a_short_soak_leaves_memory_descriptors_and_threads_where_they_were() -> None:
+    """`benchmarks/soak.py` does it for a quarter of an hour."""
+    process = psutil.Process()
+    held: list[tuple[int, int, int]] = []
+    async with ImageEmbeddings(GIST_512) as model:
+        for spell in range(6):
+            async with anyio.create_task_group() as tasks:
+                for seed in range(16):
+                    tasks.start_soon(misuse, model, 16 * spell + seed)
+            gc.collect()
+            held.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
+            assert model.statistics().pending == 0
+            assert model.state.queue_depth == 0
+    memory, descriptors, threads = zip(*held, strict=True)
+    assert max(memory[3:]) - max(memory[:3]) < 5e6
+    assert max(descriptors[3:]) <= max(descriptors[:3])
+    assert max(threads[3:]) <= max(threads[:3]) + 3  # idle workers come and go
