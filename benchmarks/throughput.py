@@ -9,14 +9,16 @@ Runtime session (fp32, or quantised dynamically to int8), `fastembed` its image 
 same ONNX file, `infinity` its engine on torch, fp32 alone, `stock` the executorch package's own
 binding in a worker thread. `aioembed:replicas=2` is ours with options; more are separated by
 commas. The weights are random; `array` inputs are uint8 224 x 224 arrays, `jpeg` are JPEGs of
-640 x 480. Making the programs needs the [export] extra, onnx and onnxscript. Peers that cannot
-run are left out with their error, and after `--minutes` nothing more is begun.
+640 x 480. What was imported is out of the garbage collector's sight, for every engine. Making the
+programs needs the [export] extra, onnx and onnxscript. Peers that cannot run are left out with
+their error, and after `--minutes` nothing more is begun.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -141,6 +143,8 @@ async def run_engine(options: argparse.Namespace) -> dict[str, Figures]:
     items = drawn_images(options.inputs[0])
     async with AsyncExitStack() as stack:
         call = await open_engine(options.child, options.precisions[0], stack)
+        gc.collect()
+        gc.freeze()
         return {
             str(callers): await measure(call, items, callers, options.seconds)
             for callers in options.callers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -15,7 +16,10 @@ _EXAMPLES = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8")
 def test_an_example_runs(example: str) -> None:
     if "opentelemetry" in example:
         pytest.importorskip("opentelemetry.metrics")
-    exec(compile(example, str(_PAGE), "exec"), {"__name__": "__main__"})
+    try:
+        exec(compile(example, str(_PAGE), "exec"), {"__name__": "__main__"})
+    finally:
+        gc.unfreeze()
 
 
 def test_opentelemetry_gets_what_the_example_records() -> None:

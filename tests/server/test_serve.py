@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import shutil
 import socket
@@ -15,6 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+
+from aioembed.integrations.starlette import serving
 
 from .conftest import Server, picture, wait_ready
 
@@ -133,6 +137,23 @@ def test_replicas_serve_as_one_model(start_server: Start) -> None:
     assert len(others) == 7
     np.testing.assert_allclose(others, [first] * 7, atol=1e-5)
     assert server.stop() == 0
+
+
+def test_what_was_imported_is_out_of_the_garbage_collectors_sight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda _self, **_options: frozen.append(gc.get_freeze_count())
+    )
+    options = serving.ServerOptions(models=(serving.ModelChoice(source="gist-512"),))
+    before = gc.get_freeze_count()
+    try:
+        with serving.listen("127.0.0.1", 0) as listener:
+            serving.serve(options, listener)
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > before + 10_000
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

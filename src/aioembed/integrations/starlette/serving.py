@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from pathlib import Path
@@ -176,7 +177,11 @@ def serve(options: ServerOptions, listener: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSING_SECONDS,
     )
-    _DrainingServer(config, drain, grace=options.grace).run(sockets=[listener])
+    server = _DrainingServer(config, drain, grace=options.grace)
+    # A full collection over all that was imported would hold the event loop for tens of ms.
+    gc.collect()
+    gc.freeze()
+    server.run(sockets=[listener])
 
 
 class _DrainingServer(uvicorn.Server):
