@@ -98,6 +98,11 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         self._http_client = http_client
         self._policy = source_policy or SourcePolicy.trusted()
 
+    @property
+    def source_policy(self) -> SourcePolicy:
+        """What images may be and where they may come from."""
+        return self._policy
+
     async def forward(
         self, image: ImageInput, *, timeout: float | None = None
     ) -> NDArray[np.float32]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
+from .forms import form_fields
 from .limits import ServerLimits
+from .pace import Pace
 from .problems import Problem
 
 __all__ = ["capped", "read_body"]
@@ -24,7 +22,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _LISTS = frozenset(("input", "images", "texts", "labels", "prompts"))
 """Fields that may come several times in a form."""
 _SHOWN_PROBLEMS = 3
-_THREAD_BYTES = 1 << 16
+_THREAD_BYTES = 1 << 18
 
 
 def capped(scope: Scope, receive: Receive, limits: ServerLimits) -> Receive:
@@ -62,55 +60,52 @@ def capped(scope: Scope, receive: Receive, limits: ServerLimits) -> Receive:
     return receive_capped
 
 
-async def read_body(request: Request, schema: type[_Model]) -> _Model:
+async def read_body(request: Request, schema: type[_Model], pace: Pace) -> _Model:
     """Read a body and check it.
 
     Args:
         request: With a body in JSON or as a multipart form.
         schema: What it must be. In a form, files are bytes, and lists are repeated fields.
+        pace: Waited for between the two.
 
     Raises:
         Problem: It is neither, or not what the schema says.
         ClientDisconnect: The client went away.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in _CHECKS:
+        raise Problem(
+            415,
+            "send application/json, or multipart/form-data with files",
+            code="unsupported_content_type",
+            headers={"Accept-Post": ", ".join(_CHECKS)},
+        )
+    body = await request.body()
+    await pace.turn()
     try:
-        if kind == "application/json":
-            return await _from_json(await request.body(), schema)
-        if kind == "multipart/form-data":
-            return schema.model_validate(await _form_fields(request))
+        if len(body) < _THREAD_BYTES:
+            return _CHECKS[kind](body, content_type, schema)
+        return await anyio.to_thread.run_sync(_CHECKS[kind], body, content_type, schema)
     except ValidationError as exc:
         raise _invalid(exc) from exc
-    raise Problem(
-        415,
-        "send application/json, or multipart/form-data with files",
-        code="unsupported_content_type",
-        headers={"Accept-Post": "application/json, multipart/form-data"},
+
+
+def _from_json(body: bytes, _content_type: str, schema: type[_Model]) -> _Model:
+    return schema.model_validate_json(body)
+
+
+def _from_form(body: bytes, content_type: str, schema: type[_Model]) -> _Model:
+    fields = form_fields(body, content_type)
+    return schema.model_validate(
+        {
+            name: values if name in _LISTS or len(values) > 1 else values[0]
+            for name, values in fields.items()
+        }
     )
 
 
-async def _from_json(body: bytes, schema: type[_Model]) -> _Model:
-    if len(body) < _THREAD_BYTES:
-        return schema.model_validate_json(body)
-    return await anyio.to_thread.run_sync(schema.model_validate_json, body)
-
-
-async def _form_fields(request: Request) -> Mapping[str, object]:
-    try:
-        async with request.form(max_files=1000, max_fields=1000) as form:
-            return {name: await _form_value(form, name) for name in form}
-    except HTTPException as exc:
-        raise Problem(400, f"a malformed form: {exc.detail}", code="invalid_form") from exc
-    except MultiPartException as exc:
-        raise Problem(400, f"a malformed form: {exc.message}", code="invalid_form") from exc
-
-
-async def _form_value(form: FormData, name: str) -> object:
-    values = [
-        await value.read() if isinstance(value, UploadFile) else value
-        for value in form.getlist(name)
-    ]
-    return values if name in _LISTS or len(values) > 1 else values[0]
+_CHECKS = {"application/json": _from_json, "multipart/form-data": _from_form}
 
 
 def _too_large(limits: ServerLimits) -> Problem:

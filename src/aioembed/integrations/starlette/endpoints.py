@@ -15,6 +15,7 @@ from .drain import Drain
 from .limits import ServerLimits
 from .metrics import CONTENT_TYPE, Metrics
 from .models import ServedModels
+from .pace import Pace
 from .schemas import ClassifyRequest, EmbeddingsRequest, Health, SimilarityRequest
 from .states import StateStreams
 from .work import while_connected
@@ -53,6 +54,7 @@ class Endpoints:
         self._drain = drain
         self._metrics = metrics
         self._document = document
+        self._pace = Pace()
         self._streams = StateStreams(models, drain, max_streams=limits.max_streams)
 
     async def embeddings(self, request: Request) -> Response:
@@ -107,7 +109,7 @@ class Endpoints:
         schema: type[_Asked],
         compute: Callable[[_Asked], Awaitable[BaseModel | bytes]],
     ) -> Response:
-        asked = await read_body(request, schema)
+        asked = await read_body(request, schema, self._pace)
         timeout = self._limits.request_timeout
         answer = await while_connected(request, lambda: compute(asked), timeout=timeout)
         return (

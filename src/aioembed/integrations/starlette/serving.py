@@ -178,6 +178,7 @@ def serve(options: ServerOptions, listener: socket.socket) -> None:
         timeout_graceful_shutdown=_CLOSING_SECONDS,
     )
     server = _DrainingServer(config, drain, grace=options.grace)
+    config.load()
     # A full collection over all that was imported would hold the event loop for tens of ms.
     gc.collect()
     gc.freeze()

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from aioembed.errors import AioembedError, ForwardTimeout, InvalidModelOutput, InvalidUserInput
 from aioembed.image import ImageEmbeddings
 from aioembed.images import SourcePolicy, read_encoded
+from aioembed.images import fetching as _fetching  # noqa: F401  # now, not on the loop later
 from aioembed.text import TextEmbeddings
 
 from .limits import ServerLimits
@@ -54,9 +55,10 @@ class Work:
             Problem: Too many, or some are at fault; it names each.
             AioembedError: The model could not do it.
         """
+        model_checks = model.source_policy == self._policy
 
         async def embed(image: str | bytes) -> NDArray[np.float32]:
-            return await model.forward(await self.admit(image))
+            return await model.forward(image if model_checks else await self.admit(image))
 
         return await self._each(images, embed, param)
 
@@ -94,6 +96,8 @@ class Work:
         param: str,
     ) -> Matrix:
         self.check_count(len(inputs), param=param)
+        if len(inputs) == 1:
+            return await _alone(inputs[0], embed, param)
         todo = iter(enumerate(inputs))
         vectors: dict[int, NDArray[np.float32]] = {}
         faults: dict[int, AioembedError] = {}
@@ -115,8 +119,17 @@ class Work:
         if failure:
             raise failure[0]
         if faults:
-            raise _faulty(faults, param, single=len(inputs) == 1)
+            raise _faulty(faults, param)
         return np.stack([vectors[index] for index in range(len(inputs))])
+
+
+async def _alone(
+    one: _R, embed: Callable[[_R], Awaitable[NDArray[np.float32]]], param: str
+) -> Matrix:
+    try:
+        return (await embed(one))[np.newaxis]
+    except (InvalidUserInput, InvalidModelOutput) as exc:
+        raise _faulty({0: exc}, param, single=True) from exc
 
 
 async def while_connected(
@@ -145,24 +158,24 @@ async def while_connected(
         gone = True
         group.cancel_scope.cancel()
 
-    with anyio.move_on_after(timeout) as deadline:
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            try:
-                results.append(await work())
-            except Exception as exc:  # noqa: BLE001  # raised again outside of the group
-                errors.append(exc)
-            group.cancel_scope.cancel()
+    async with anyio.create_task_group() as group:
+        group.cancel_scope.deadline = anyio.current_time() + timeout
+        group.start_soon(watch)
+        try:
+            results.append(await work())
+        except Exception as exc:  # noqa: BLE001  # raised again outside of the group
+            errors.append(exc)
+        group.cancel_scope.cancel()
     if results:
         return results[0]
     if errors:
         raise errors[0]
-    if deadline.cancelled_caught and not gone:
-        raise ForwardTimeout(f"the request took longer than {timeout:g} s: send fewer inputs")
-    raise ClientDisconnect
+    if gone:
+        raise ClientDisconnect
+    raise ForwardTimeout(f"the request took longer than {timeout:g} s: send fewer inputs")
 
 
-def _faulty(faults: dict[int, AioembedError], param: str, *, single: bool) -> Problem:
+def _faulty(faults: dict[int, AioembedError], param: str, *, single: bool = False) -> Problem:
     items = tuple(
         ItemError(index=index, code=code_of(error), message=str(error))
         for index, error in sorted(faults.items())
