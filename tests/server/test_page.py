@@ -79,14 +79,17 @@ def shoot(page: Page, name: str) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
 
 
+def drop(page: Page, files: dict[str, bytes]) -> None:
+    page.evaluate(DROP, [[n, base64.b64encode(data).decode()] for n, data in files.items()])
+
+
 def drop_two(page: Page) -> None:
-    files = [[f"{n}.png", base64.b64encode(picture(n)).decode()] for n in range(2)]
-    page.evaluate(DROP, files)
+    drop(page, {f"{n}.png": picture(n) for n in range(2)})
 
 
 def test_dropped_images_are_compared_and_scored(page: Page, server: Server) -> None:
     page.goto(server.url)
-    page.get_by_text("ready").first.wait_for()
+    page.locator(".status", has_text="ready").nth(2).wait_for()
     drop_two(page)
     page.locator("#heatmap td").nth(3).wait_for()
     cells = page.locator("#heatmap tbody td").all_inner_texts()
@@ -104,7 +107,7 @@ def test_everything_is_reached_and_done_by_keyboard(browser: Browser, server: Se
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(server.url)
-        page.get_by_text("ready").first.wait_for()
+        page.locator(".status", has_text="ready").nth(2).wait_for()
         drop_two(page)
         page.locator("#heatmap td").nth(3).wait_for()
         page.get_by_role("button", name="Remove 1.png").focus()
@@ -118,20 +121,47 @@ def test_everything_is_reached_and_done_by_keyboard(browser: Browser, server: Se
         assert {"model", "clear", "labels"} <= reached
 
 
+def test_a_broken_image_is_marked_and_the_others_are_compared(
+    browser: Browser, server: Server
+) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        page.locator(".status", has_text="ready").nth(2).wait_for()
+        drop(page, {"a.png": picture(0), "broken.png": b"no image", "b.png": picture(2)})
+        page.get_by_text("Compared 2 images. 1 image cannot be read.").wait_for()
+        assert page.locator("#heatmap tbody th").all_inner_texts() == ["a.png", "b.png"]
+        assert page.locator("#thumbnails .faulty .name").first.inner_text() == "broken.png"
+        assert page.locator("#thumbnails .blank").inner_text() == "no preview"
+
+
+def test_states_are_announced_and_no_longer_vouched_for_without_the_server(
+    browser: Browser, start_server: Callable[..., Server]
+) -> None:
+    server = start_server()
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_role("status").filter(has_text="gist-512 (image): ready").wait_for()
+        assert server.stop() == 0
+        page.get_by_text("trying again").wait_for()
+        page.locator("#models.stale").wait_for()
+
+
 def test_the_download_is_followed_until_the_heat_map_appears(
     browser: Browser, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """Two images that are dropped meanwhile are compared once the model is there."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(HubServer(bytes_per_second=20_000)) as hub,
+        portal.wrap_async_context_manager(HubServer(bytes_per_second=4_000)) as hub,
     ):
         url = hub.add("someone/model", "model.pte", PROGRAM.read_bytes())
         server = start_server("--model", f"remote={url}", "--cache-dir", tmp_path)
         with browser.new_context() as context:
             page = context.new_page()
             page.goto(server.url)
-            page.get_by_text("downloading").wait_for()
+            page.locator(".status", has_text="downloading").wait_for()
             drop_two(page)
             page.get_by_text("as soon as the model is ready").wait_for()
             shoot(page, "downloading")

@@ -29,8 +29,10 @@ function luminance(rgb) {
 function heading(text, scope) {
   const cell = document.createElement("th");
   cell.scope = scope;
-  cell.textContent = text;
-  cell.title = text;
+  const label = document.createElement("span");
+  label.textContent = text;
+  label.title = text;
+  cell.append(label);
   return cell;
 }
 

@@ -9,7 +9,12 @@ let key = sessionStorage.getItem("aioembed-key") ?? "";
 let asked = 0;
 let giveUp = null;
 
-class ServerError extends Error {}
+class ServerError extends Error {
+  constructor(message, items) {
+    super(message);
+    this.items = items ?? [];
+  }
+}
 
 async function call(path, options = {}) {
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
@@ -17,14 +22,19 @@ async function call(path, options = {}) {
   find("key-form").hidden = answer.status !== 401;
   if (!answer.ok) {
     const body = await answer.json().catch(() => null);
-    throw new ServerError(body?.error?.message ?? `the server answered ${answer.status}`);
+    const said = body?.error?.message ?? `the server answered ${answer.status}`;
+    throw new ServerError(said, body?.error?.items);
   }
   return answer;
 }
 
-function tell(text, isError = false) {
-  find("message").textContent = text;
-  find("message").classList.toggle("error", isError);
+function tell(text, isError = false, place = "message") {
+  find(place).textContent = text;
+  find(place).classList.toggle("error", isError);
+}
+
+function counted(number, thing) {
+  return `${number} ${thing}${number === 1 ? "" : "s"}`;
 }
 
 // --- the models' states, live
@@ -63,9 +73,20 @@ function newItem(model) {
   return item;
 }
 
+// What a screen reader says: the change of a model's state, not every percent of it.
+function announce(before, now) {
+  const phase = (model) => model && (model.is_ready ? "ready" : model.status);
+  const changed = now.filter((model, index) => phase(model) !== phase(before[index]));
+  if (!changed.length) return;
+  find("announcement").textContent = changed
+    .map((model) => `${model.name} (${model.modality}): ${phase(model)}`)
+    .join(", ");
+}
+
 function showStates(states) {
   const list = find("models");
   const wereReady = models.filter((model) => model.is_ready).length;
+  announce(models, states.models);
   models = states.models;
   if (list.children.length !== models.length) list.replaceChildren(...models.map(newItem));
   models.forEach((model, index) => showModel(list.children[index], model));
@@ -101,11 +122,13 @@ async function watch() {
     try {
       const answer = await call("v1/state/stream");
       find("connection").textContent = "";
+      find("models").classList.remove("stale");
       for await (const states of events(answer)) showStates(states);
       find("connection").textContent = "The server ended the connection; trying again…";
     } catch (error) {
       find("connection").textContent = `No connection (${error.message}); trying again…`;
     }
+    find("models").classList.add("stale");
     await new Promise((resolve) => {
       giveUp = resolve;
       setTimeout(resolve, RETRY_MILLISECONDS);
@@ -130,11 +153,20 @@ function remove(entry) {
   compare();
 }
 
+function noPreview() {
+  const blank = document.createElement("div");
+  blank.className = "blank";
+  blank.textContent = "no preview";
+  return blank;
+}
+
 function thumbnail(entry) {
   const item = document.createElement("li");
+  item.classList.toggle("faulty", Boolean(entry.fault));
   const image = document.createElement("img");
   image.src = entry.url;
   image.alt = "";
+  image.addEventListener("error", () => image.replaceWith(noPreview()));
   const name = document.createElement("span");
   name.className = "name";
   name.textContent = entry.file.name;
@@ -148,7 +180,16 @@ function thumbnail(entry) {
     find("files").focus();
   });
   item.append(image, name, button);
+  if (entry.fault) item.append(faultOf(entry));
   return item;
+}
+
+function faultOf(entry) {
+  const fault = document.createElement("span");
+  fault.className = "error name";
+  fault.textContent = entry.fault;
+  fault.title = entry.fault;
+  return fault;
 }
 
 function showThumbnails() {
@@ -158,15 +199,25 @@ function showThumbnails() {
 
 // --- answers
 
-async function similarities(texts) {
+const usable = () => chosen.filter((entry) => !entry.fault);
+
+async function similarities(entries, texts) {
   const form = new FormData();
-  for (const { file } of chosen) form.append("images", file, file.name);
+  for (const { file } of entries) form.append("images", file, file.name);
   for (const text of texts) form.append("texts", text);
   form.append("model", find("model").value);
   const textModel = textModelFor(find("model").value);
   if (texts.length && textModel) form.append("text_model", textModel);
   const answer = await call("v1/similarity", { method: "POST", body: form });
   return (await answer.json()).similarities;
+}
+
+// The images that the server cannot take are marked; return whether there were any.
+function markFaults(entries, error) {
+  const faulty = (error.items ?? []).filter(({ index }) => entries[index]);
+  for (const { index, message } of faulty) entries[index].fault = message;
+  if (faulty.length) showThumbnails();
+  return faulty.length > 0;
 }
 
 function textModelFor(imageModel) {
@@ -176,27 +227,37 @@ function textModelFor(imageModel) {
 
 async function compare() {
   const turn = ++asked;
+  const entries = usable();
+  const bad = chosen.length - entries.length;
   find("scores-region").hidden = true;
-  if (!chosen.length) {
-    find("similarity").hidden = true;
-    tell("");
+  find("similarity").hidden = !entries.length;
+  tell("", false, "score-message");
+  if (!entries.length) {
+    tell(bad ? `${counted(bad, "image")} cannot be read.` : "", bad > 0);
     return;
   }
   const model = models.find((one) => one.modality === "image" && one.name === find("model").value);
   if (!model?.is_ready) {
+    find("similarity").hidden = true;
     tell("The images are compared as soon as the model is ready.");
     return;
   }
-  tell(`Comparing ${chosen.length} image${chosen.length > 1 ? "s" : ""}…`);
+  tell(`Comparing ${counted(entries.length, "image")}…`);
   try {
-    const names = chosen.map(({ file }) => file.name);
-    const matrix = await similarities([]);
+    const names = entries.map(({ file }) => file.name);
+    const matrix = await similarities(entries, []);
     if (turn !== asked) return;
     drawHeatmap(find("heatmap"), names, names, matrix);
-    find("similarity").hidden = false;
-    tell(`Compared ${names.length} image${names.length > 1 ? "s" : ""}.`);
+    const left = bad ? ` ${counted(bad, "image")} cannot be read.` : "";
+    tell(`Compared ${counted(names.length, "image")}.${left}`, bad > 0);
   } catch (error) {
-    if (turn === asked) tell(error.message, true);
+    if (turn !== asked) return;
+    if (markFaults(entries, error)) {
+      compare();
+      return;
+    }
+    find("similarity").hidden = true;
+    tell(error.message, true);
   }
 }
 
@@ -204,18 +265,20 @@ async function score(event) {
   event.preventDefault();
   const lines = find("labels").value.split("\n").map((line) => line.trim());
   const texts = [...new Set(lines.filter(Boolean))];
-  if (!chosen.length || !texts.length) {
-    tell("Choose images and write at least one description.", true);
+  const entries = usable();
+  if (!entries.length || !texts.length) {
+    tell("Choose images and write at least one description.", true, "score-message");
     return;
   }
   try {
-    const names = chosen.map(({ file }) => file.name);
-    const matrix = await similarities(texts);
+    const names = entries.map(({ file }) => file.name);
+    const matrix = await similarities(entries, texts);
     drawHeatmap(find("scores"), names, texts, matrix);
     find("scores-region").hidden = false;
-    tell(`Scored ${names.length} images against ${texts.length} descriptions.`);
+    const told = `${counted(names.length, "image")} against ${counted(texts.length, "description")}`;
+    tell(`Scored ${told}.`, false, "score-message");
   } catch (error) {
-    tell(error.message, true);
+    tell(error.message, true, "score-message");
   }
 }
 
