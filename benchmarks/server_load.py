@@ -1,181 +1,320 @@
 """Mixed load on `aioembed serve`: valid, broken, oversized and slow requests on 64 connections.
 
-Prints the statuses, the latency of `/healthz` meanwhile, and the server's memory over time, and
-fails if anything was answered with 500 or not at all.
+    python benchmarks/server_load.py [--seconds 60] [--connections 64] [--model gist-512]
 
-    python benchmarks/server_load.py --seconds 60
+`/healthz` is timed in a process of its own while the server idles, while it only refuses, and at
+full load; beside it a server that does nothing, for the machine's floor. Printed are the
+statuses, the latencies, and the server's memory, files and threads over time. The exit code is 1
+if a request was answered with 500 or not at all, or if something was not given back at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
-import io
-import re
-import subprocess
+import json
+import os
+import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
+from pathlib import Path
 
-import anyio
 import httpx
-import numpy as np
 import psutil
-from anyio.abc import TaskGroup
-from PIL import Image
+from http_load import (
+    Connection,
+    Server,
+    address,
+    health_probe,
+    photograph,
+    probed,
+    request,
+    served,
+    upload,
+)
 
-LORISES = 8
+GOAL = 20.0
+"""Milliseconds, the 99th percentile of `/healthz` at full load."""
+TRICKLE = 0.2
+"""Seconds between two bytes of a slow client."""
+FLAT = 0.05
+"""Most growth of the memory between the first and the last quarter, as a share."""
+
+LONG_ENOUGH = 30.0
+"""Seconds after which the memory has settled."""
+
+Kind = tuple[str, bytes]
 
 
-def photograph(seed: int) -> bytes:
-    """Draw a JPEG of about 50 KB."""
-    noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(
-        file, "JPEG", quality=90
-    )
-    return file.getvalue()
+def refused_kinds() -> list[Kind]:
+    """Requests that end before anything is embedded."""
+    return [
+        ("broken JSON", request(b'{"input": [')),
+        ("nested JSON", request(b"[" * 50_000)),
+        ("private URL", request(b'{"input": "http://127.0.0.1:1/"}')),
+        ("10,000 inputs", request(json.dumps({"input": ["a"] * 10_000}).encode())),
+        ("unknown model", request(b'{"input": "a", "model": "gpt"}')),
+        ("text/plain", request(b"a", "text/plain")),
+    ]
+
+
+def all_kinds() -> list[Kind]:
+    """The same, with valid ones among them."""
+    image = photograph()
+    data = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+    several = json.dumps({"input": [data] * 4, "encoding_format": "base64"})
+    valid = [
+        ("upload", upload(image)),
+        ("data URI", request(json.dumps({"input": data}).encode())),
+        ("four images", request(several.encode())),
+        ("similarity", upload(image, "images", "/v1/similarity")),
+    ]
+    broken = [
+        ("cut image", upload(image[: len(image) // 2])),
+        ("EPS", upload(b"%!PS-Adobe-3.0 EPSF-3.0\n")),
+    ]
+    return [one for pair in zip(valid, refused_kinds(), strict=False) for one in pair] + broken
 
 
 class Load:
-    """Sends requests and keeps what came of them."""
+    """Sends requests until the time is up, and keeps what came of them."""
 
-    def __init__(self, url: str, deadline: float) -> None:
+    def __init__(self, url: str, seconds: float) -> None:
         self.url = url
-        self.deadline = deadline
         self.statuses: Counter[str] = Counter()
-        self.health: list[float] = []
-        self.memory: list[float] = []
-        self.image = photograph(0)
+        self._until = time.monotonic() + seconds
 
     @property
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return time.monotonic() >= self.deadline
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self._until - time.monotonic()
 
-    async def requests(self, number: int) -> None:
+    async def requests(self, kinds: list[Kind], number: int) -> None:
         """Ask for all kinds of things in turn."""
-        data = f"data:image/jpeg;base64,{base64.b64encode(self.image).decode()}"
-        broken = {"input": [data[: len(data) // 2]]}
-        kinds: list[tuple[str, dict[str, object]]] = [
-            ("upload", {"files": {"input": ("a.jpg", self.image)}}),
-            ("base64", {"json": {"input": [data, data]}}),
-            ("broken image", {"json": broken}),
-            ("broken JSON", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
-            ("private URL", {"json": {"input": "http://127.0.0.1:1/"}}),
-            ("10,000 inputs", {"json": {"input": ["a"] * 10_000}}),
-        ]
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-            while not self.over:
-                name, request = kinds[number % len(kinds)]
-                number += 1
-                answer = await client.post("/v1/embeddings", **request)  # type: ignore[arg-type]
-                self.statuses[f"{name}: {answer.status_code}"] += 1
+        connection = Connection(self.url)
+        while self.left > 0:
+            name, raw = kinds[number % len(kinds)]
+            number += 1
+            await self._ask(connection, name, raw)
+        await connection.close()
 
-    async def oversized(self) -> None:
-        """Send bodies beyond the limit."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-            while not self.over:
-                content = bytes(20_000_000)
-                headers = {"Content-Type": "application/json"}
-                try:
-                    answer = await client.post("/v1/embeddings", content=content, headers=headers)
-                    self.statuses[f"20 MB: {answer.status_code}"] += 1
-                except httpx.TransportError:
-                    self.statuses["20 MB: connection closed"] += 1
-                await anyio.sleep(0.5)
+    async def oversized(self, *, chunked: bool) -> None:
+        """Send bodies beyond the limit, with and without saying so before."""
+        raw = request(bytes(20_000_000))
+        if chunked:
+            head, _, body = raw.partition(b"\r\n\r\n")
+            head = head.rpartition(b"\r\n")[0] + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+            raw = head + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+        connection = Connection(self.url)
+        while self.left > 0:
+            await self._ask(connection, "chunked 20 MB" if chunked else "20 MB", raw)
+            await asyncio.sleep(0.5)
+        await connection.close()
 
-    async def slow_loris(self) -> None:
-        """Send a head a byte at a time, until the server has had enough, and again."""
-        parts = urlsplit(self.url)
-        while not self.over:
-            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                async with await anyio.connect_tcp(parts.hostname or "", parts.port or 0) as stream:
-                    for byte in b"POST /v1/embeddings HTTP/1.1\r\nHost: " + b"a" * 10_000:
-                        await stream.send(bytes([byte]))
-                        await anyio.sleep(0.2)
-                        if self.over:
-                            break
-            self.statuses["slow head: closed"] += 1
+    async def slow(self, name: str, raw: bytes, *, at_once: int = 0) -> None:
+        """Send a byte at a time, until the server has had enough, and again."""
+        while self.left > 0:
+            reader, writer = await asyncio.open_connection(*address(self.url))
+            answer = asyncio.create_task(reader.read(12))
+            writer.write(raw[:at_once])
+            for byte in raw[at_once:]:
+                writer.write(bytes([byte]))
+                await asyncio.wait([answer], timeout=TRICKLE)
+                if answer.done() or self.left <= 0:
+                    break
+            answer.cancel()
+            with suppress(OSError, asyncio.CancelledError):
+                said = await answer
+                self.statuses[f"{name}: {said[9:].decode() or 'closed'}"] += 1
+            writer.transport.abort()
 
-    async def goes_away(self) -> None:
+    async def goes_away(self, raw: bytes) -> None:
         """Ask, and hang up before the answer."""
-        async with httpx.AsyncClient(base_url=self.url) as client:
-            while not self.over:
-                with anyio.move_on_after(0.05):
-                    await client.post("/v1/embeddings", files={"input": ("a.jpg", self.image)})
-                self.statuses["client gone"] += 1
+        while self.left > 0:
+            with suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await Connection(self.url).ask(raw)
+            self.statuses["hung up"] += 1
 
-    async def watch(self, process: psutil.Process) -> None:
-        """Time `/healthz`, and look at the server's memory."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-            while not self.over:
-                began = time.perf_counter()
-                answer = await client.get("/healthz")
-                self.health.append(time.perf_counter() - began)
-                self.statuses[f"healthz: {answer.status_code}"] += 1
-                self.memory.append(process.memory_info().rss / 2**20)
-                await anyio.sleep(0.05)
+    async def deaf(self) -> None:
+        """Follow the states without reading them."""
+        _, writer = await asyncio.open_connection(*address(self.url))
+        writer.write(request(path="/v1/state/stream", method="GET"))
+        await asyncio.sleep(self.left)
+        self.statuses["state stream: unread"] += 1
+        writer.transport.abort()
+
+    async def _ask(self, connection: Connection, name: str, raw: bytes) -> None:
+        try:
+            self.statuses[f"{name}: {await connection.ask(raw)}"] += 1
+        except OSError as exc:
+            self.statuses[f"{name}: {type(exc).__name__}"] += 1
 
 
-async def run(url: str, pid: int, seconds: float, connections: int) -> Load:
-    async with httpx.AsyncClient(base_url=url) as client:
-        while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # another process
-            await anyio.sleep(0.1)
-    load = Load(url, time.monotonic() + seconds)
+async def refusals(load: Load, connections: int) -> None:
+    """Let the server refuse on some of the connections."""
+    kinds = refused_kinds()
+    await asyncio.gather(*(load.requests(kinds, number) for number in range(connections)))
 
-    def start(group: TaskGroup) -> None:
-        group.start_soon(load.watch, psutil.Process(pid))
-        group.start_soon(load.oversized)
-        group.start_soon(load.goes_away)
-        for _ in range(LORISES):
-            group.start_soon(load.slow_loris)
-        for number in range(connections - LORISES - 2):
-            group.start_soon(load.requests, number)
 
-    async with anyio.create_task_group() as group:
-        start(group)
+async def everything(load: Load, connections: int) -> None:
+    """Slow, oversized and impatient clients on a quarter of the connections, a mix on the rest."""
+    kinds = all_kinds()
+    raw = request(b" " * 1000)
+    head = raw.index(b"\r\n\r\n") + 4
+    others = [load.slow("slow head", raw) for _ in range(6)]
+    others += [load.slow("slow body", raw, at_once=head) for _ in range(4)]
+    others += [load.oversized(chunked=chunked) for chunked in (False, True)]
+    others += [load.goes_away(kinds[0][1]) for _ in range(2)]
+    others += [load.deaf() for _ in range(2)]
+    rest = max(1, connections - len(others))
+    await asyncio.gather(*others, *(load.requests(kinds, number) for number in range(rest)))
+
+
+class Holdings:
+    """What the server's process holds, over time."""
+
+    def __init__(self, server: Server) -> None:
+        self._process = psutil.Process(server.process.pid)
+        self._process.cpu_percent()
+        self.memory: list[float] = []
+        self.files: list[int] = []
+        self.threads: list[int] = []
+        self.cpu: list[float] = []
+
+    def look(self) -> None:
+        """Look once."""
+        with self._process.oneshot():
+            self.memory.append(self._process.memory_info().rss / 2**20)
+            self.threads.append(self._process.num_threads())
+        self.files.append(self._process.num_fds())
+        self.cpu.append(self._process.cpu_percent() / 100)
+
+    async def watch(self) -> None:
+        """Look four times a second, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(0.25)
+
+
+Sending = Callable[[Load, int], Awaitable[None]]
+
+
+async def phase(
+    name: str, sending: Sending, urls: tuple[str, str], options: argparse.Namespace, seconds: float
+) -> Load:
+    """Send for some seconds while `/healthz` is timed, and print its latencies."""
+    load = Load(urls[0], seconds)
+    probe = health_probe(seconds, *urls)
+    await sending(load, options.connections)
+    if load.left > 0:
+        await asyncio.sleep(load.left)
+    ours, bare = await asyncio.to_thread(probed, probe)
+    print(f"{name:14} healthz {latencies(ours)};  server that does nothing {latencies(bare)}")
+    if sending is everything:
+        p99 = quantile(ours, 99)
+        print(f"{'':14} goal p99 <= {GOAL:.0f} ms: {'met' if p99 <= GOAL else 'not met'}")
     return load
 
 
-def report(load: Load, seconds: float) -> int:
+def quantile(taken: list[float], percent: int) -> float:
+    return statistics.quantiles(taken, n=100, method="inclusive")[percent - 1] * 1e3
+
+
+def latencies(taken: list[float]) -> str:
+    return (
+        f"p50 {quantile(taken, 50):5.1f}, p99 {quantile(taken, 99):5.1f}, "
+        f"longest {max(taken) * 1e3:5.1f} ms (n={len(taken)})"
+    )
+
+
+async def idle(_load: Load, _connections: int) -> None:
+    """Send nothing."""
+
+
+async def settled(url: str, holdings: Holdings, files: int) -> bool:
+    """Whether, within 20 s, no request runs, nothing waits, and the files are closed."""
+    async with httpx.AsyncClient(base_url=url) as client:
+        for _ in range(40):
+            figures = (await client.get("/metrics")).text
+            holdings.look()
+            lines = figures.splitlines()
+            idle_now = "aioembed_requests_running 1.0" in lines and not any(
+                line.startswith("aioembed_model_queue_depth") and not line.endswith(" 0.0")
+                for line in lines
+            )
+            if idle_now and holdings.files[-1] <= files + 1:
+                return True
+            await asyncio.sleep(0.5)
+    return False
+
+
+async def run(server: Server, bare: Server, options: argparse.Namespace) -> bool:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.1)
+    urls, short = (server.url, bare.url), max(2.0, options.seconds / 6)
+    holdings = Holdings(server)
+    await phase("idle", idle, urls, options, short)
+    holdings.look()
+    files = holdings.files[-1]
+    await phase("refusals only", refusals, urls, options, short)
+    warm = Load(server.url, short / 2)
+    await everything(warm, options.connections)
+    holdings = Holdings(server)
+    watching = asyncio.create_task(holdings.watch())
+    load = await phase("full load", everything, urls, options, options.seconds)
+    watching.cancel()
+    returned = await settled(server.url, holdings, files)
+    return report(load, holdings, files, options.seconds, returned=returned)
+
+
+def report(load: Load, held: Holdings, files: int, seconds: float, *, returned: bool) -> bool:
+    """Print what came of it; return whether everything was answered and given back."""
     for name, count in sorted(load.statuses.items()):
         print(f"{count:8d}  {name}")
-    p50, p99 = np.percentile(load.health, [50, 99]) * 1000
-    print(f"healthz p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {max(load.health) * 1000:.1f} ms")
-    tenth = max(1, len(load.memory) // 10)
+    done = sum(count for name, count in load.statuses.items() if name.endswith(": 200"))
+    everyone = sum(load.statuses.values())
+    print(
+        f"{everyone / seconds:.0f} requests/s, {done / seconds:.0f} of them 200; "
+        f"the server used {statistics.mean(held.cpu[1:-1]):.2f} CPUs"
+    )
+    quarter = max(1, len(held.memory) // 4)
     early, late = (
-        float(np.median(part)) for part in (load.memory[tenth : 2 * tenth], load.memory[-tenth:])
+        statistics.median(part) for part in (held.memory[:quarter], held.memory[-quarter:])
     )
-    print(f"memory {early:.0f} MiB early, {late:.0f} MiB late, most {max(load.memory):.0f} MiB")
-    done = sum(
-        n for name, n in load.statuses.items() if name.endswith(": 200") and "health" not in name
+    told = "flat" if late <= early * (1 + FLAT) else "not flat"
+    told = told if seconds >= LONG_ENOUGH else f"too short a run to tell ({told})"
+    print(
+        f"memory {early:.0f} MiB in the first quarter, {late:.0f} in the last, most "
+        f"{max(held.memory):.0f}: {told}"
     )
-    print(f"{done / seconds:.1f} valid requests/s")
-    bad = [name for name in load.statuses if name.endswith(": 500")]
-    return 1 if bad else 0
+    print(
+        f"files {files} before, at most {max(held.files)}, {held.files[-1]} after; threads at most "
+        f"{max(held.threads)}, {held.threads[-1]} after: {'no' if returned else 'a'} leak"
+    )
+    failed = [name for name in load.statuses if name.endswith((": 500", "Error"))]
+    print(f"500 or unanswered: {', '.join(failed) or 'none'}")
+    return told != "not flat" and returned and not failed
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--model", default="gist-512", help="what to serve")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "aioembed", "serve", "--port", "0", "--model", options.model]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        match = re.search(r"http://\S+", server.stderr.readline())
-        assert match, "the server did not start"
-        load = anyio.run(run, match[0], server.pid, options.seconds, options.connections)
-    finally:
-        server.terminate()
-        code = server.wait(60)
-    print(f"exit code after SIGTERM: {code}")
-    return report(load, options.seconds) or code
+    serve = [sys.executable, "-m", "aioembed", "serve", "--port", "0", "--model", options.model]
+    bare = [sys.executable, str(Path(__file__).with_name("http_load.py")), "bare"]
+    print(f"{options.model} on {os.cpu_count()} CPUs, {options.connections} connections")
+    with served(serve) as server, served(bare) as beside:
+        sound = asyncio.run(run(server, beside, options))
+    print(f"exit code after SIGTERM: {server.exit_code}")
+    return 0 if sound and server.exit_code == 0 else 1
 
 
 if __name__ == "__main__":
