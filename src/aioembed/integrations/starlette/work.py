@@ -108,7 +108,7 @@ class Work:
                 try:
                     vectors[index] = await embed(one)
                 except (InvalidUserInput, InvalidModelOutput) as exc:
-                    faults[index] = exc
+                    faults[index] = exc.with_traceback(None)  # which refers to this frame
                 except AioembedError as exc:
                     failure.append(exc)
                     group.cancel_scope.cancel()
@@ -117,7 +117,7 @@ class Work:
             for _ in range(min(len(inputs), self._limits.inputs_at_once)):
                 group.start_soon(work)
         if failure:
-            raise failure[0]
+            raise failure.pop()
         if faults:
             raise _faulty(faults, param)
         return np.stack([vectors[index] for index in range(len(inputs))])
@@ -169,7 +169,7 @@ async def while_connected(
     if results:
         return results[0]
     if errors:
-        raise errors[0]
+        raise errors.pop()  # its traceback refers to this frame, which must not refer to it
     if gone:
         raise ClientDisconnect
     raise ForwardTimeout(f"the request took longer than {timeout:g} s: send fewer inputs")
