@@ -263,7 +263,7 @@ async def run(server: Server, bare: Server, options: argparse.Namespace) -> bool
     holdings.look()
     files = holdings.files[-1]
     await phase("refusals only", refusals, urls, options, short)
-    warm = Load(server.url, short / 2)
+    warm = Load(server.url, options.seconds / 4)
     await everything(warm, options.connections)
     holdings = Holdings(server)
     watching = asyncio.create_task(holdings.watch())
