@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from http_load import Connection, photograph, request, served, upload
-from throughput import onnx_model
-
+from peers import onnx_model
 from programs import folder, program
 
 GOAL = 2.0

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+
 from http_load import (
     Connection,
     Server,
