@@ -1,4 +1,10 @@
-"""Promise 30 for vectors: one scene in eight EXIF orientations is one embedding."""
+"""Promise 30 for vectors: one scene in eight EXIF orientations is one embedding.
+
+The photographs of a scene are not eight turns of one picture: each has its own number, the
+orientation's, drawn in its centre. With that square covered they are, up to JPEG's re-encoding,
+and their vectors have to agree to 0.9999. As they are, the numbers make a difference of their own:
+0.99988 with CLIP's architecture and 0.9997 with GIST were seen, and 0.9995 is asked for.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,68 @@ def test_turning_after_resampling_equals_turning_before(
     assert np.abs(levels(got) - levels(preprocess(upright, preprocessing))).max() <= 1
 
 
-def test_a_large_jpeg_is_decoded_smaller_where_the_mode_antialiases() -> None:
-    data = encoded(drawn(2700, 2690), "JPEG", quality=92, subsampling="4:4:4")
+def large_photograph(photographs: Path, name: str, short: int) -> Image.Image:
+    with Image.open(photographs / name) as image:
+        factor = short / min(image.size)
+        size = (round(image.width * factor), round(image.height * factor))
+        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def of_many(photographs: Path, side: int) -> Image.Image:
+    """Photographs at their own size, so that edges, grain and strong colours are sharp."""
+    tiles = [Image.open(path).convert("RGB") for path in sorted(photographs.glob("*.*g"))]
+    canvas = Image.new("RGB", (side, side))
+    for number, (top, left) in enumerate(product(range(0, side, 299), range(0, side, 401))):
+        begin = number * 37 % 150
+        tile = tiles[number * 5 % len(tiles)].crop((begin, begin, begin + 401, begin + 299))
+        canvas.paste(tile, (left, top))
+    return canvas
+
+
+def at_side(side: int) -> Preprocessing:
+    return CLIP_PREPROCESSING.model_copy(update={"width": side, "height": side})
+
+
+@pytest.mark.parametrize(
+    ("subsampling", "shrunk"), [("4:4:4", (1, 2, 4)), ("4:2:0", (1, 1, 1)), ("4:2:2", (1, 1, 1))]
+)
+@pytest.mark.parametrize("name", ["astronaut.png", "hubble_deep_field.jpg", "many"])
+def test_large_jpegs_stay_within_one_level_of_all_their_pixels(
+    photographs: Path, name: str, subsampling: str, shrunk: tuple[int, int, int]
+) -> None:
+    """At 13, 22 and 45 pixels per output pixel, as 12 and 32 megapixels and more have for 224."""
+    many = name == "many"
+    picture = of_many(photographs, 1440) if many else large_photograph(photographs, name, 1440)
+    data = encoded(picture, "JPEG", quality=90, subsampling=subsampling)
+    whole = decode(data, SourcePolicy.untrusted())
+    factors = []
+    for side in (110, 66, 32):
+        wanted = at_side(side)
+        stored = open_encoded(data, SourcePolicy.untrusted()).load(smallest_enough(wanted))
+        factors.append(stored.shrunk)
+        apart = levels(program_input(stored, wanted)) - reference_clip(whole, side, side)
+        assert np.abs(apart).max() <= 1
+    assert tuple(factors) == shrunk
+
+
+@pytest.mark.parametrize(("subsampling", "side", "shrunk"), [("4:4:4", 110, 4), ("4:2:0", 66, 2)])
+def test_decoding_smaller_than_the_rule_allows_would_show(
+    photographs: Path, subsampling: str, side: int, shrunk: int
+) -> None:
+    data = encoded(of_many(photographs, 1440), "JPEG", quality=90, subsampling=subsampling)
+    expected = reference_clip(decode(data, SourcePolicy.untrusted()), side, side)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (1440 // shrunk, 1440 // shrunk))
+        image.load()
+        stored = Stored(image, (1440, 1440), shrunk=shrunk)
+        assert np.abs(levels(program_input(stored, at_side(side))) - expected).max() > 1
+
+
+def test_every_pixel_of_a_jpeg_is_decoded_where_the_mode_does_not_antialias() -> None:
+    data = encoded(drawn(900, 890), "JPEG", subsampling="4:4:4")
+    small = RNE_PREPROCESSING.model_copy(update={"width": 20, "height": 20})
     policy = SourcePolicy.untrusted()
-    stored = open_encoded(data, policy).load(smallest_enough(CLIP_PREPROCESSING))
-    assert stored.shrunk == 2
-    whole = preprocess(decode(data, policy), CLIP_PREPROCESSING)
-    apart = np.abs(levels(program_input(stored, CLIP_PREPROCESSING)) - levels(whole))
-    assert apart.max() <= 1
-    assert open_encoded(data, policy).load(smallest_enough(RNE_PREPROCESSING)).shrunk == 1
+    assert open_encoded(data, policy).load(smallest_enough(small)).shrunk == 1
 
 
 @pytest.mark.parametrize("scene", ["landscape", "portrait"])

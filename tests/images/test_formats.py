@@ -123,6 +123,10 @@ def test_promise_28_png_text_bombs_are_refused(name: bytes) -> None:
         tracemalloc.stop()
 
 
+def _with_scan_of_one(jpeg: bytes) -> bytes:
+    return jpeg.replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
+
+
 def test_promise_28_metadata_that_only_costs_time_is_refused() -> None:
     comments = b"\x21\xfe" + b"\x01a" * 100_000 + b"\0"
     gif = encoded(drawn(), "GIF")
@@ -134,7 +138,9 @@ def test_promise_28_metadata_that_only_costs_time_is_refused() -> None:
     with pytest.raises(ImageTooLarge, match="segments"):
         decode(jpeg[:2] + b"\xff\xfe\0\2" * 70_000 + jpeg[2:], TRUSTED)
     with pytest.raises(ImageTooLarge, match="scans"):
-        decode(jpeg + b"\xff\xda\0\2" * 300, TRUSTED)
+        decode(encoded(drawn(), "JPEG", progressive=True) + b"\xff\xda\0\2" * 300, TRUSTED)
+    with pytest.raises(ImageTooLarge, match="scans"):  # its first scan lacks two components
+        decode(_with_scan_of_one(jpeg) + b"\xff\xda\0\2" * 300, TRUSTED)
 
 
 def test_promise_28_tiff_tags_over_the_same_bytes_are_refused() -> None:

@@ -72,8 +72,8 @@ class EncodedImage(NamedTuple):
 
         Args:
             at_least: Given size and orientation, returns the smallest width and height that are
-                enough, so that a JPEG may be decoded at 1/2, 1/4 or 1/8; None where only all of
-                them are.
+                enough, so that a JPEG of full colour resolution may be decoded at 1/2, 1/4 or
+                1/8; None where only all of them are.
 
         Raises:
             ImageDecodeError: They are damaged or cut off.
@@ -83,7 +83,7 @@ class EncodedImage(NamedTuple):
         shrunk = 1
         with _as_decode_error(self.format):
             enough = at_least(size, self.orientation)
-            if enough is not None and self.format == "JPEG":
+            if enough is not None and _scales_cleanly(self.image):
                 shrunk = _shrink(self.image, enough)
             self.image.load()
             size = size if shrunk > 1 else self.image.size
@@ -176,6 +176,17 @@ def decode(data: bytes, policy: SourcePolicy) -> RgbImage:
     """
     stored = open_encoded(data, policy).load(lambda _size, _orientation: None)
     return turn_upright(np.asarray(stored.pixels), Turn.of(stored.orientation))
+
+
+def _scales_cleanly(image: ImageFile.ImageFile) -> bool:
+    """Tell whether the decoder may scale.
+
+    Where colours have fewer samples than brightness, single pixels of a full decode leave 0..255
+    and are clipped, and those of a decode at 1/2 do not: the difference shows.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return False
+    return image.layers == 1 or JpegImagePlugin.get_sampling(image) == 0
 
 
 def _shrink(image: ImageFile.ImageFile, enough: tuple[int, int]) -> int:

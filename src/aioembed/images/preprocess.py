@@ -6,23 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import InvalidUserInput
 from ..spec import Preprocessing
 from .decode import Stored
 from .geometry import Geometry
 from .layout import lay_out, pad, turn_upright
-from .resample import Pixels, RgbImage, resample_antialiased, resample_plain
+from .resample import RgbImage, resample_antialiased, resample_plain
 
 __all__ = ["check_array", "preprocess", "program_input", "smallest_enough"]
 
 _CHANNELS = 3
-_GAP = 6
+_GAP = 10
 """A JPEG is decoded at no less than this many pixels per output pixel, along either side.
 
-From here on the decoder's own scaling hardly shows behind a kernel that spans four output pixels;
-`benchmarks/parity.py` measures it.
+Below, some values are further than 1/255 from those of a full decode: `benchmarks/parity.py`.
 """
 
 
@@ -70,19 +68,10 @@ def program_input(stored: Stored, preprocessing: Preprocessing) -> NDArray[np.fl
     pixels = stored.pixels
     kernel = preprocessing.interpolation
     if preprocessing.antialias:
-        if turn.swap:
-            # The order of the two passes shows, so the sides change places before them.
-            pixels, x, y, turn = _transposed(pixels), y, x, turn._replace(swap=False)
-        small = resample_antialiased(pixels, x, y, kernel, stored.shrunk)
+        small = resample_antialiased(pixels, x, y, kernel, stored.shrunk, rows_first=turn.swap)
     else:
         small = resample_plain(pixels, x, y, kernel)
     return lay_out(pad(turn_upright(small, turn), top, left, preprocessing), preprocessing)
-
-
-def _transposed(pixels: Pixels) -> Pixels:
-    if isinstance(pixels, Image.Image):
-        return pixels.transpose(Image.Transpose.TRANSPOSE)
-    return np.ascontiguousarray(pixels.transpose(1, 0, 2))
 
 
 def smallest_enough(

@@ -25,6 +25,13 @@ _KERNELS = {
 _WORTH_CUTTING = 4
 """How many times larger than what is kept of it a scaled image must be to be cut beforehand."""
 
+_GAP = 6.6
+"""Neighbours are averaged before the first pass down to this many pixels per output pixel.
+
+That stays within one level of the kernel over all pixels; over both sides, or further down, it
+does not.
+"""
+
 _FIXED_POINT_BITS = 11
 _ONE = 1 << _FIXED_POINT_BITS
 _CUBIC_A = np.float32(-0.75)
@@ -33,12 +40,17 @@ _Indices = NDArray[np.intp]
 
 
 def resample_antialiased(
-    pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolation, shrunk: int = 1
+    pixels: Pixels,
+    x: Axis,
+    y: Axis,
+    interpolation: Interpolation,
+    shrunk: int = 1,
+    *,
+    rows_first: bool = False,
 ) -> RgbImage:
     """Resample with a kernel that widens with the scale, as Pillow's `resize` does.
 
-    An image that the decoder has not shrunk gives exactly what resizing all of it and then
-    cutting gives.
+    The result is within one level of what resizing all of the image and then cutting gives.
 
     Args:
         pixels: The image, in mode RGB or as uint8 `(height, width, 3)`.
@@ -46,22 +58,29 @@ def resample_antialiased(
         y: Along its height.
         interpolation: The kernel.
         shrunk: Factor by which the decoder has shrunk both sides already.
+        rows_first: Scale the height before the width, for an image that lies on its side:
+            values are rounded between the passes, so their order shows.
 
     Returns:
         uint8 `(y.kept, x.kept, 3)`.
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kernel = _KERNELS[interpolation]
-    if shrunk == 1 and x.resized * y.resized <= _WORTH_CUTTING * x.kept * y.kept:
+    first, _ = passes = (y, x) if rows_first else (x, y)
+    large = x.resized * y.resized > _WORTH_CUTTING * x.kept * y.kept
+    if not (rows_first or large or shrunk > 1 or first.source >= 2 * _GAP * first.resized):
         whole = np.asarray(image.resize((x.resized, y.resized), kernel))
         return whole[y.first : y.first + y.kept, x.first : x.first + x.kept]
-    # Two calls, because Pillow chooses the order of its passes by the box, and values beyond
-    # 0..255 are clipped between them.
-    (left, right), (upper, lower) = x.span, y.span
-    across_box = (left / shrunk, 0, right / shrunk, image.height)
-    across = image.resize((x.kept, image.height), kernel, box=across_box)
-    box = (0, upper / shrunk, x.kept, lower / shrunk)
-    return np.asarray(across.resize((x.kept, y.kept), kernel, box=box))
+    for axis in passes:
+        begin, end = (place / shrunk for place in axis.span)
+        across = axis is x
+        image = image.resize(
+            (x.kept, image.height) if across else (image.width, y.kept),
+            kernel,
+            box=(begin, 0, end, image.height) if across else (0, begin, image.width, end),
+            reducing_gap=_GAP if axis is first else None,
+        )
+    return np.asarray(image)
 
 
 def resample_plain(pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolation) -> RgbImage:
@@ -84,10 +103,8 @@ def resample_plain(pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolatio
     rows, row_weights = _taps(y, interpolation)
     used, places = np.unique(rows, return_inverse=True)
     places = places.reshape(rows.shape)
-    lines = _rows(pixels, used)
-    across = np.zeros((len(used), x.kept, 3), np.int32)
-    for column, weight in zip(columns, column_weights, strict=True):
-        across += lines[:, column] * weight[:, None]
+    lines = _crossings(pixels, used, columns.reshape(-1)).reshape(len(used), len(columns), -1, 3)
+    across = np.einsum("rtcx,tc->rcx", lines, column_weights, dtype=np.int32, casting="unsafe")
     taps = [(across[places[tap]], row_weights[tap][:, None, None]) for tap in range(len(rows))]
     total = np.zeros((y.kept, x.kept, 3), np.int32)
     for line, weight in taps:
@@ -127,19 +144,21 @@ def _cubic(part: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack((first, second, third, 1 - first - second - third))
 
 
-def _rows(pixels: Pixels, used: _Indices) -> RgbImage:
-    """Return some rows of an image; of a large one, without unpacking the others."""
+def _crossings(pixels: Pixels, rows: _Indices, columns: _Indices) -> RgbImage:
+    """Return the pixels where some rows and columns cross.
+
+    Of a large Pillow image the other rows are not unpacked.
+    """
+    if isinstance(pixels, Image.Image) and 2 * len(rows) > pixels.height:
+        pixels = np.asarray(pixels)
     if not isinstance(pixels, Image.Image):
-        return pixels[used]
-    width, height = pixels.size
-    if 2 * len(used) > height:
-        return np.asarray(pixels)[used]
-    lines = np.empty((len(used), width, 3), np.uint8)
+        return pixels[rows[:, None], columns]
+    width = pixels.width
+    found = np.empty((len(rows), len(columns)), np.uint32)
     start = 0
-    for run in np.split(used, np.flatnonzero(np.diff(used) > 1) + 1):
-        strip = pixels.crop((0, int(run[0]), width, int(run[-1]) + 1))
-        lines[start : start + len(run)] = np.frombuffer(strip.tobytes(), np.uint8).reshape(
-            len(run), width, 3
-        )
-        start += len(run)
-    return lines
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        strip = pixels.crop((0, int(run[0]), width, int(run[-1]) + 1)).tobytes("raw", "RGBX")
+        stop = start + len(run)
+        found[start:stop] = np.frombuffer(strip, np.uint32).reshape(-1, width)[:, columns]
+        start = stop
+    return found.view(np.uint8).reshape(len(rows), len(columns), 4)[..., :3]

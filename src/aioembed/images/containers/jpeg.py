@@ -14,6 +14,8 @@ __all__ = ["walk_jpeg"]
 
 _START_OF_SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset((0xC0, 0xC1, 0xC9))
+"""Frames that end with their first scan if that has all of their components."""
 _FRAME_BYTES = 5
 _EXIF = 0xE1
 _COMMENT = 0xFE
@@ -29,7 +31,8 @@ def walk_jpeg(data: bytes) -> Container:
         ImageDecodeError: The segments are damaged, or end before the first scan.
         ImageTooLarge: More segments or scans than any camera or program writes.
     """
-    kept, position, size, orientation = [data[:2]], 2, None, 1
+    kept, position, orientation = [data[:2]], 2, 1
+    size, one_scan = None, b""
     for _ in range(MAX_BLOCKS):
         marker, position = _next_marker(data, position)
         if marker in _STANDALONE:
@@ -37,10 +40,12 @@ def walk_jpeg(data: bytes) -> Container:
         body = data[position + 2 : position + int.from_bytes(data[position : position + 2], "big")]
         if marker in _FRAMES and len(body) >= _FRAME_BYTES:
             size = (int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big"))
+            one_scan = body[5:6] if marker in _SEQUENTIAL else b""
         if marker == _EXIF and body.startswith(b"Exif\0\0") and orientation == 1:
             orientation = orientation_of(body)
         if marker == _START_OF_SCAN:
-            return _finished(kept, data, position - 2, size, orientation)
+            several = body[:1] != one_scan
+            return _finished(kept, data, position - 2, size, orientation, several=several)
         if _colour_matters(marker, body):
             kept.append(data[position - 2 : position + 2 + len(body)])
         position += 2 + len(body)
@@ -67,10 +72,16 @@ def _colour_matters(marker: int, body: bytes) -> bool:
 
 
 def _finished(
-    kept: list[bytes], data: bytes, scan: int, size: tuple[int, int] | None, orientation: int
+    kept: list[bytes],
+    data: bytes,
+    scan: int,
+    size: tuple[int, int] | None,
+    orientation: int,
+    *,
+    several: bool,
 ) -> Container:
     if size is None:
         raise ImageDecodeError("a damaged JPEG: no frame header before its first scan")
-    if data.count(b"\xff\xda", scan) > _MAX_SCANS:
+    if several and data.count(b"\xff\xda", scan) > _MAX_SCANS:
         raise refuse_metadata(f"a JPEG with more than {_MAX_SCANS} scans")
-    return Container(b"".join((*kept, data[scan:])), size, orientation)
+    return Container(b"".join((*kept, memoryview(data)[scan:])), size, orientation)
