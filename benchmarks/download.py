@@ -5,7 +5,9 @@
 Each download is a process of its own; the peers take turns, so that a busy machine disturbs all
 alike. aioembed hashes, syncs to the disk and renames; curl only writes the file; huggingface_hub
 writes it and does not check its hash. Prints medians, ratios, the longest stall of the event loop
-and the memory a download takes, for the whole file and for a tenth of it.
+and the memory a download takes, for the whole file and for a tenth of it. `floor` is the machine's
+share in the stall: the same heartbeat in a process that does nothing, while curl downloads the
+file, hashes it and syncs it beside.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 REPOSITORY = "bench/model"
 COMMIT = "0" * 40
@@ -73,29 +76,44 @@ def nginx(root: Path) -> Iterator[str]:
 def run_aioembed(url: str, folder: Path) -> dict[str, float]:
     from aioembed.resources import Cache, Fetcher, Resource
 
-    async def main() -> dict[str, float]:
-        worst = 0.0
+    fetcher = Fetcher(Cache(folder))
 
-        async def heartbeat() -> None:
-            nonlocal worst
-            while True:
-                began = time.perf_counter()
-                await anyio.sleep(0.001)
-                worst = max(worst, time.perf_counter() - began - 0.001)
+    async def fetch() -> None:
+        await fetcher.fetch([Resource(url)])
 
-        fetcher = Fetcher(Cache(folder))
-        async with anyio.create_task_group() as group:
-            group.start_soon(heartbeat)
-            await anyio.sleep(0.01)
-            worst = 0.0
-            before = resident()
+    return anyio.run(beside_heartbeat, fetch)
+
+
+def run_floor(url: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", CURL_CHECKED, url, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as other:
+
+        async def wait() -> None:
+            await anyio.to_thread.run_sync(other.wait)
+
+        return anyio.run(beside_heartbeat, wait)
+
+
+async def beside_heartbeat(work: Callable[[], Awaitable[None]]) -> dict[str, float]:
+    worst = 0.0
+
+    async def heartbeat() -> None:
+        nonlocal worst
+        while True:
             began = time.perf_counter()
-            await fetcher.fetch([Resource(url)])
-            seconds = time.perf_counter() - began
-            group.cancel_scope.cancel()
-        return {"seconds": seconds, "stall": worst, "memory": peak() - before}
+            await anyio.sleep(0.001)
+            worst = max(worst, time.perf_counter() - began - 0.001)
 
-    return anyio.run(main)
+    async with anyio.create_task_group() as group:
+        group.start_soon(heartbeat)
+        await anyio.sleep(0.01)
+        worst = 0.0
+        before = resident()
+        began = time.perf_counter()
+        await work()
+        seconds = time.perf_counter() - began
+        group.cancel_scope.cancel()
+    return {"seconds": seconds, "stall": worst, "memory": peak() - before}
 
 
 def run_huggingface_hub(url: str, folder: Path) -> dict[str, float]:
@@ -124,12 +142,14 @@ def run_curl_checked(url: str, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "memory": 0.0}
 
 
-RUNNERS = {
+CURL_CHECKED = "curl, then openssl dgst and sync"
+PEERS = {
     "aioembed": run_aioembed,
     "curl": run_curl,
-    "curl, then openssl dgst and sync": run_curl_checked,
+    CURL_CHECKED: run_curl_checked,
     "huggingface_hub": run_huggingface_hub,
 }
+RUNNERS = {**PEERS, "floor": run_floor}
 
 
 def resident() -> float:
@@ -192,6 +212,8 @@ def report(
     for name, found in results.items():
         seconds = [run["seconds"] for run in found]
         middle, best = statistics.median(seconds), min(seconds)
+        if name not in PEERS:
+            continue
         ratio = middle / statistics.median(ours)
         print(
             f"  {name:34} {middle:5.2f} s ({best:.2f})  {megabytes / middle:5.0f} MB/s   "
@@ -200,10 +222,13 @@ def report(
         print(
             f"  {'':34} {statistics.median(run['cpu'] for run in found):5.2f} s of processor time"
         )
-    stalls = [run["stall"] * 1000 for run in results["aioembed"]]
-    print(
-        f"  longest stall of the event loop: {statistics.median(stalls):.1f} ms, median of rounds"
-    )
+    for name in ("aioembed", "floor"):
+        stalls = [run["stall"] * 1000 for run in results[name]]
+        each = " ".join(f"{stall:.1f}" for stall in stalls)
+        print(
+            f"  longest stall of the event loop, {name:8}: {statistics.median(stalls):.1f} ms, "
+            f"median of rounds ({each})"
+        )
     for label, found in (("whole", results["aioembed"]), ("tenth", small)):
         memory = statistics.median(run["memory"] for run in found)
         print(f"  memory a download of the {label:5} file takes: {memory:.1f} MB")
