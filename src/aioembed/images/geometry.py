@@ -25,6 +25,11 @@ class Axis(NamedTuple):
     kept: int
 
     @property
+    def is_identity(self) -> bool:
+        """Whether every pixel is kept as it is."""
+        return self.source == self.resized == self.kept
+
+    @property
     def flipped(self) -> Axis:
         """The same pixels counted from the other end."""
         return self._replace(first=self.resized - self.first - self.kept)

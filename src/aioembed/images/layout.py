@@ -42,22 +42,27 @@ def lay_out(pixels: RgbImage, to: Preprocessing) -> NDArray[np.float32]:
         C-contiguous float32 of the shape `to.input_shape`.
     """
     out = np.empty(to.input_shape, np.float32)
-    for channel in range(_CHANNELS):
-        value_of = _values(to.scale, to.mean[channel], to.std[channel])
-        np.take(value_of, _source(pixels[..., channel], to), out=_place(out, channel, to))
+    source, place, axis = _in_step(pixels, out, to)
+    tables = [_values(to.scale, *of_channel) for of_channel in zip(to.mean, to.std, strict=True)]
+    if tables[0] is tables[1] is tables[2]:
+        np.take(tables[0], source, out=place, mode="clip")
+    else:
+        channels = (np.moveaxis(view, axis, 0) for view in (source, place))
+        for value_of, values, to_fill in zip(tables, *channels, strict=True):
+            np.take(value_of, values, out=to_fill, mode="clip")
     return out
 
 
-def _source(plane: NDArray[np.uint8], to: Preprocessing) -> NDArray[np.uint8]:
+def _in_step(
+    pixels: RgbImage, out: NDArray[np.float32], to: Preprocessing
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], int]:
+    """Return pixels and program input with their axes in the program's order, and the channels'."""
     if to.patch_size is None:
-        return plane
+        return pixels.transpose(2, 0, 1), out[0], 0
     side = to.patch_size
-    grid = plane.reshape(to.height // side, side, to.width // side, side)
-    return grid.transpose(0, 2, 1, 3).reshape(-1, side * side)
-
-
-def _place(out: NDArray[np.float32], channel: int, to: Preprocessing) -> NDArray[np.float32]:
-    return out[0, channel] if to.patch_size is None else out[0, :, channel::_CHANNELS]
+    rows, columns = to.height // side, to.width // side
+    grid = pixels.reshape(rows, side, columns, side, _CHANNELS)
+    return grid.transpose(0, 2, 1, 3, 4), out.reshape(rows, columns, side, side, _CHANNELS), -1
 
 
 @lru_cache(maxsize=64)

@@ -67,7 +67,9 @@ def program_input(stored: Stored, preprocessing: Preprocessing) -> NDArray[np.fl
     x, y, turn, top, left = Geometry.of(stored.size, stored.orientation, preprocessing)
     pixels = stored.pixels
     kernel = preprocessing.interpolation
-    if preprocessing.antialias:
+    if x.is_identity and y.is_identity:
+        small = np.asarray(pixels)
+    elif preprocessing.antialias:
         small = resample_antialiased(pixels, x, y, kernel, stored.shrunk, rows_first=turn.swap)
     else:
         small = resample_plain(pixels, x, y, kernel)
