@@ -5,20 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile
 
 from ..errors import AioembedError, ImageDecodeError, ImageTooLarge
 from .color import to_rgb
@@ -32,15 +23,16 @@ from .sniff import image_format
 __all__ = ["EncodedImage", "Stored", "check_bytes", "check_size", "decode", "open_encoded"]
 
 # The decoders' own classes, because Pillow's `Image.open` checks sizes against a setting that
-# belongs to the whole process.
-_DECODERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
+# belongs to the whole process. Each is imported with the first image of its format: together they
+# take 4 MB.
+_DECODERS: dict[ImageFormat, str] = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "AVIF": "Avif",
 }
 
 
@@ -148,7 +140,7 @@ def open_encoded(data: bytes, policy: SourcePolicy) -> EncodedImage:
     if container.size is not None:
         check_size(container.size, policy)
     with _as_decode_error(name):
-        image = _DECODERS[name](io.BytesIO(container.payload))
+        image = _decoder(name)(io.BytesIO(container.payload))
     check_size(image.size, policy)
     if container.size is not None and max(image.size) > max(container.size):
         raise ImageDecodeError(f"a damaged {name}: its header states two sizes")
@@ -178,15 +170,22 @@ def decode(data: bytes, policy: SourcePolicy) -> RgbImage:
     return turn_upright(np.asarray(stored.pixels), Turn.of(stored.orientation))
 
 
+def _decoder(name: ImageFormat) -> type[ImageFile.ImageFile]:
+    plugin = import_module(f"PIL.{_DECODERS[name]}ImagePlugin")
+    decoder: type[ImageFile.ImageFile] = getattr(plugin, f"{_DECODERS[name]}ImageFile")
+    return decoder
+
+
 def _scales_cleanly(image: ImageFile.ImageFile) -> bool:
     """Tell whether the decoder may scale.
 
     Where colours have fewer samples than brightness, single pixels of a full decode leave 0..255
     and are clipped, and those of a decode at 1/2 do not: the difference shows.
     """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+    if image.format != "JPEG":
         return False
-    return image.layers == 1 or JpegImagePlugin.get_sampling(image) == 0
+    jpeg = import_module("PIL.JpegImagePlugin")
+    return bool(getattr(image, "layers", None) == 1 or jpeg.get_sampling(image) == 0)
 
 
 def _shrink(image: ImageFile.ImageFile, enough: tuple[int, int]) -> int:
