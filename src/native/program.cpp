@@ -2,6 +2,7 @@
 
 #include <executorch/extension/threadpool/threadpool_guard.h>
 #include <executorch/runtime/core/exec_aten/util/scalar_type_util.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #ifdef __GLIBC__
@@ -28,9 +29,11 @@ using executorch::extension::Module;
 using executorch::extension::threadpool::NoThreadPoolGuard;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using executorch::runtime::HierarchicalAllocator;
 using executorch::runtime::Method;
 using executorch::runtime::MethodMeta;
 using executorch::runtime::Result;
+using executorch::runtime::Span;
 using executorch::runtime::Tag;
 using executorch::runtime::TensorShapeDynamism;
 using executorch::runtime::etensor::Tensor;
@@ -159,6 +162,33 @@ struct Program::Staged {
   std::optional<TensorImpl> impl;
 };
 
+// The memory of a method's tensors. It is sized for the largest batch; mapped rather than filled
+// with zeros, it takes up no more than the batches that are run.
+struct Program::Planned {
+  Planned() = default;
+  Planned(const Planned&) = delete;
+  Planned& operator=(const Planned&) = delete;
+  ~Planned() {
+    for (const Span<std::uint8_t>& buffer : buffers) {
+      munmap(buffer.data(), buffer.size());
+    }
+  }
+
+  bool add(std::size_t size) {
+    const std::size_t mapped = std::max<std::size_t>(size, 1);
+    void* const data =
+        mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+      return false;
+    }
+    buffers.push_back({static_cast<std::uint8_t*>(data), mapped});
+    return true;
+  }
+
+  std::vector<Span<std::uint8_t>> buffers;
+  std::optional<HierarchicalAllocator> allocator;
+};
+
 // Runs `work`; what the C++ library throws (as for absurd sizes) becomes a RuntimeFailure.
 template <typename Work>
 auto Program::translated(const std::string& doing, const ErrorLines& log, Work work) {
@@ -173,6 +203,8 @@ auto Program::translated(const std::string& doing, const ErrorLines& log, Work w
     fail(Error::InvalidProgram, doing, log);
   }
 }
+
+Program::~Program() = default;
 
 Program::Program(std::string path, LoadOptions options)
     : path_(std::move(path)), load_options_(options) {
@@ -219,8 +251,7 @@ void Program::load_one(const std::string& name) {
   const ErrorLines log;
   const std::string doing = "loading the method '" + name + "'";
   const MethodMeta meta = unwrap(module_->method_meta(name), doing, log);
-  check_planned_memory(meta);
-  check(module_->load_method(name), doing, log);
+  check(module_->load_method(name, plan_memory(meta)), doing, log);
   if (meta.num_inputs() == 0 && meta.num_instructions() == 0) {
     Constant constant{name, {}};
     for (const EValue& value : unwrap(module_->get_outputs(name), doing, log)) {
@@ -231,6 +262,7 @@ void Program::load_one(const std::string& name) {
       constant.values.push_back(std::move(*copy));
     }
     module_->unload_method(name);
+    planned_.pop_back();
     constants_.push_back(std::move(constant));
     return;
   }
@@ -238,18 +270,24 @@ void Program::load_one(const std::string& name) {
   methods_.push_back({name, describe_inputs(meta, *method), describe_outputs(meta, *method)});
 }
 
-// The runtime fills planned buffers with zeros: a damaged size would take the machine's memory.
-void Program::check_planned_memory(const MethodMeta& meta) {
+// A damaged size would take the machine's memory.
+HierarchicalAllocator* Program::plan_memory(const MethodMeta& meta) {
   const ErrorLines log;
+  const std::string doing = "planning the memory of the method '" + std::string(meta.name()) + "'";
+  auto planned = std::make_unique<Planned>();
   std::uint64_t left = physical_memory();
   for (std::size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
-    const std::string doing = "planning the memory of the method '" + std::string(meta.name()) + "'";
     const std::int64_t size = unwrap(meta.memory_planned_buffer_size(i), doing, log);
-    if (size < 0 || static_cast<std::uint64_t>(size) > left) {
+    if (size < 0 || static_cast<std::uint64_t>(size) > left ||
+        !planned->add(static_cast<std::size_t>(size))) {
       fail(Error::MemoryAllocationFailed, doing, log);
     }
     left -= static_cast<std::uint64_t>(size);
   }
+  planned->allocator.emplace(
+      Span<Span<std::uint8_t>>(planned->buffers.data(), planned->buffers.size()));
+  planned_.push_back(std::move(planned));
+  return &*planned_.back()->allocator;
 }
 
 std::vector<TensorInfo> Program::describe_inputs(const MethodMeta& meta, const Method& method) {
@@ -336,6 +374,7 @@ void Program::close() {
     return;
   }
   module_.reset();
+  planned_.clear();
 #ifdef __GLIBC__
   malloc_trim(0);  // glibc would keep the workspace for later
 #endif

@@ -60,6 +60,7 @@ class Program {
  public:
   // Maps the file, verifies it and loads every method; throws RuntimeFailure.
   Program(std::string path, LoadOptions options);
+  ~Program();
 
   const std::vector<MethodInfo>& methods() const { return methods_; }
   std::vector<Constant> take_constants() { return std::exchange(constants_, {}); }
@@ -72,12 +73,14 @@ class Program {
 
  private:
   struct Staged;
+  struct Planned;
 
   template <typename Work>
   auto translated(const std::string& doing, const ErrorLines& log, Work work);
   void load();
   void load_one(const std::string& name);
-  void check_planned_memory(const executorch::runtime::MethodMeta& meta);
+  executorch::runtime::HierarchicalAllocator* plan_memory(
+      const executorch::runtime::MethodMeta& meta);
   std::vector<TensorInfo> describe_inputs(
       const executorch::runtime::MethodMeta& meta, const executorch::runtime::Method& method);
   std::vector<TensorInfo> describe_outputs(
@@ -88,6 +91,7 @@ class Program {
   std::mutex mutex_;
   executorch::runtime::BackendOptions<2> backend_options_;  // must outlive the module
   executorch::runtime::LoadBackendOptionsMap backend_options_map_;
+  std::vector<std::unique_ptr<Planned>> planned_;  // must outlive the module
   std::unique_ptr<executorch::extension::Module> module_;
   std::vector<MethodInfo> methods_;
   std::vector<Constant> constants_;
