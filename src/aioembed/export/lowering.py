@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.spec import METADATA_METHOD, Precision, ProgramMetadata
@@ -98,7 +100,7 @@ def _lower(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    with torch.no_grad():
+    with torch.no_grad(), _shared_provenance():
         exported = torch.export.export(module.eval(), example_inputs, dynamic_shapes=dynamic_shapes)
         if precision == "int8":
             quantized = _quantize_dynamically(exported.module(), example_inputs)
@@ -108,6 +110,18 @@ def _lower(
         )
         calls, outside = _delegation(edge.exported_program().graph_module)
         return Lowered(bytes(edge.to_executorch().buffer), calls, outside)
+
+
+@contextmanager
+def _shared_provenance() -> Iterator[None]:
+    """Share the records of what each node came from, which nothing here reads.
+
+    torch copies all of a node's history in every pass, and so spent most of an export.
+    """
+    from torch.fx.traceback import NodeSource
+
+    with patch.object(NodeSource, "__deepcopy__", lambda source, _memo: source, create=True):
+        yield
 
 
 def _constants(
