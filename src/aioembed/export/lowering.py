@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from aioembed.spec import METADATA_METHOD, Precision, ProgramMetadata
 
 if TYPE_CHECKING:
     import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
 __all__ = ["Lowered", "lower"]
 
@@ -60,6 +61,7 @@ def lower(
     constant_methods: Mapping[str, object] | None = None,
     dynamic_shapes: dict[str, Any] | tuple[Any, ...] | None = None,
     precision: Precision = "fp32",
+    exempt: Collection[str] = (),
 ) -> Lowered:
     """Lower a torch module to an ExecuTorch program on XNNPACK.
 
@@ -72,6 +74,7 @@ def lower(
         constant_methods: Further constant methods: int, float, bool, str, list or tensor by name.
         dynamic_shapes: As `torch.export.export` takes them; static where None.
         precision: `int8` quantises the linears: weights per channel, activations dynamically.
+        exempt: Names of linears of the module that stay float32 even then.
 
     Returns:
         The program's bytes, and what XNNPACK took of it.
@@ -83,7 +86,8 @@ def lower(
     constants = _constants(metadata, constant_methods)
     with warnings.catch_warnings(action="ignore"):  # the exporter's packages warn about themselves
         try:
-            return _lower(module, example_inputs, constants, dynamic_shapes, precision)
+            quantizer = None if precision == "fp32" else _quantizer(exempt)
+            return _lower(module, example_inputs, constants, dynamic_shapes, quantizer)
         except ImportError as exc:
             raise MissingExtra("executorch", "export") from exc
 
@@ -93,7 +97,7 @@ def _lower(
     example_inputs: tuple[torch.Tensor, ...],
     constants: dict[str, object],
     dynamic_shapes: dict[str, Any] | tuple[Any, ...] | None,
-    precision: Precision,
+    quantizer: XNNPACKQuantizer | None,
 ) -> Lowered:
     """Do what `lower` says, with warnings silenced."""
     import torch
@@ -102,8 +106,8 @@ def _lower(
 
     with torch.no_grad(), _shared_provenance():
         exported = torch.export.export(module.eval(), example_inputs, dynamic_shapes=dynamic_shapes)
-        if precision == "int8":
-            quantized = _quantize_dynamically(exported.module(), example_inputs)
+        if quantizer is not None:
+            quantized = _quantize(exported.module(), example_inputs, quantizer)
             exported = torch.export.export(quantized, example_inputs, dynamic_shapes=dynamic_shapes)
         edge = to_edge_transform_and_lower(
             exported, partitioner=[XnnpackPartitioner()], constant_methods=constants
@@ -136,18 +140,31 @@ def _constants(
     return constants
 
 
-def _quantize_dynamically(
-    graph: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
-) -> torch.nn.Module:
-    """Return the graph with int8 linears: symmetric per channel, activations per call."""
+def _quantizer(exempt: Collection[str]) -> XNNPACKQuantizer:
+    """Return what makes linears int8: symmetric per channel, activations per call."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    kept = {f"{name}.weight" for name in exempt}
+
+    def is_quantized(node: torch.fx.Node) -> bool:
+        return not any(source.target in kept for source in node.all_input_nodes)
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    return XNNPACKQuantizer().set_global(config).set_filter_function(is_quantized)
+
+
+def _quantize(
+    graph: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    quantizer: XNNPACKQuantizer,
+) -> torch.nn.Module:
+    """Return the graph with quantised linears."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    prepared = prepare_pt2e(graph, quantizer)
     prepared(*example_inputs)
     return cast("torch.nn.Module", convert_pt2e(prepared))
 

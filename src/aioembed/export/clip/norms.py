@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 from aioembed.export.clip.balance import balance
 from aioembed.export.clip.blocks import Block, Dynamic, NormForm
 from aioembed.export.clip.checkpoint import Checkpoint
+from aioembed.export.clip.rounding import imitated_int8
 from aioembed.export.clip.towers import Tower, build_tower
 from aioembed.spec import Precision
 
 __all__ = ["NormChoice", "choose_norm", "preferred_form"]
 
-_LEVELS = 127
-_SPAN = 255
 _EXACT_ENOUGH = 1e-5
 _INT8_SLACK = 1e-4
 
@@ -65,7 +63,8 @@ def choose_norm(
             outliers = _largest_channel(module, samples)
         if precision == "int8":
             balance(module, samples)
-            with _imitated_int8(module):
+            linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+            with imitated_int8(linears):
                 losses[tried] = _loss(module, samples, wanted)
         else:
             losses[tried] = _loss(module, samples, wanted)
@@ -117,27 +116,3 @@ def _largest_channel(module: nn.Module, samples: Sequence[tuple[Tensor, ...]]) -
         for handle in handles:
             handle.remove()
     return max(ratios)
-
-
-@contextmanager
-def _imitated_int8(module: nn.Module) -> Iterator[None]:
-    """Round weights per output, and activations per row, as the runtime's int8 linears do."""
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    for linear in linears:
-        scale = linear.weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / _LEVELS
-        linear.weight.data = (linear.weight / scale).round() * scale
-    handles = [linear.register_forward_pre_hook(_rounded) for linear in linears]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rounded(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Round an input to 256 levels between its row's extremes, zero among them."""
-    x = inputs[0]
-    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
-    scale = ((high - low) / _SPAN).clamp_min(1e-30)
-    zero = (-low / scale).round()
-    return (((x / scale + zero).round().clamp(0, _SPAN) - zero) * scale,)

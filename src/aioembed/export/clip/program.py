@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from aioembed.errors import DiskFull, ExportError, InvalidConfig, MissingExtra, shorten
-from aioembed.export.clip.report import ClipReport
+from aioembed.export.clip.report import ClipReport, Int8Changes
 from aioembed.export.lowering import Lowered, lower
 from aioembed.spec import (
     CLIP_PREPROCESSING,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BATCH", "RECIPE", "ClipOptions", "export_clip"]
 
-RECIPE = "clip-1"
+RECIPE = "clip-2"
 """Version of the rewrite; it changes whenever the same checkpoint gives other vectors or inputs."""
 
 MAX_BATCH = 4
@@ -43,7 +43,8 @@ class ClipOptions:
     Attributes:
         tower: Which of CLIP's encoders.
         precision: Of the linears. `int8`: weights per output channel, activations per row and
-            call, balanced first. A text program's token table is int8 as well then.
+            call, balanced first; linears that lose too much so stay fp32. A text program's
+            token table is int8 as well then.
         preprocessing: Of the images in the space: `clip` as CLIP was trained, or `rne` as the
             React Native hook does. A text program says it too, since it shares the space.
         norm: Form of the norms; `auto` tries both on the weights.
@@ -112,7 +113,9 @@ def export_clip(
     wanted = reference(checkpoint, options.tower, samples)
     choice = _choose(checkpoint, options, samples, wanted, progress)
     progress(f"lowering to XNNPACK: {options.precision}, norms {choice.form}")
-    lowered, products = _lower(checkpoint, options, preprocessing, choice, samples)
+    lowered, changes = _lower(
+        checkpoint, options, preprocessing, choice, samples=samples, wanted=wanted
+    )
     progress(f"writing {out}: {len(lowered.buffer) / 1e6:.0f} MB")
     _write(lowered, out)
     progress("judging the program")
@@ -122,7 +125,7 @@ def export_clip(
         choice,
         [tuple(tensor.numpy() for tensor in sample) for sample in samples],
         wanted.numpy(),
-        products=products,
+        changes=changes,
     )
 
 
@@ -175,12 +178,15 @@ def _lower(
     options: ClipOptions,
     preprocessing: Preprocessing | None,
     choice: NormChoice,
+    *,
     samples: Sequence[tuple[Tensor, ...]],
-) -> tuple[Lowered, int]:
-    """Return the program, and the number of products that balancing put in."""
+    wanted: Tensor,
+) -> tuple[Lowered, Int8Changes]:
+    """Return the program, and what int8 made necessary."""
     import torch
 
     from aioembed.export.clip.balance import balance
+    from aioembed.export.clip.exempt import exempt_linears
     from aioembed.export.clip.towers import build_tower
 
     image, int8 = options.tower == "image", options.precision == "int8"
@@ -192,7 +198,9 @@ def _lower(
         dynamic="batch" if batched else None if image else "tokens",
         quantized_table=int8,
     )
-    products = balance(module, samples) if int8 else 0
+    changes = Int8Changes()
+    if int8:
+        changes = Int8Changes(balance(module, samples), exempt_linears(module, samples, wanted))
     example, dynamic = samples[0], None
     if batched:
         example = (samples[0][0].repeat(2, 1, 1),)
@@ -204,12 +212,17 @@ def _lower(
     metadata = _metadata(checkpoint, options, preprocessing)
     try:
         lowered = lower(
-            module, example, metadata=metadata, dynamic_shapes=dynamic, precision=options.precision
+            module,
+            example,
+            metadata=metadata,
+            dynamic_shapes=dynamic,
+            precision=options.precision,
+            exempt=changes.exempt,
         )
     except (RuntimeError, AssertionError) as exc:
         msg = f"the {options.tower} tower of {shorten(checkpoint.folder)} cannot be lowered: {exc}"
         raise ExportError(msg) from exc
-    return lowered, products
+    return lowered, changes
 
 
 def _metadata(

@@ -19,9 +19,22 @@ if TYPE_CHECKING:
     from aioembed.export.clip.norms import NormChoice
     from aioembed.export.lowering import Lowered
 
-__all__ = ["ClipReport"]
+__all__ = ["ClipReport", "Int8Changes"]
 
 _RUNS = 10
+
+
+@dataclass(frozen=True)
+class Int8Changes:
+    """What int8 made necessary.
+
+    Attributes:
+        products: Elementwise products that balancing put in front of linears.
+        exempt: Names of the linears that stay fp32.
+    """
+
+    products: int = 0
+    exempt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class ClipReport:
         size_bytes: Of the file.
         norm: Form of the norms.
         norm_reason: Why that one.
-        products: Elementwise products that balancing put in front of linears, for int8.
+        changes: What int8 made necessary.
         delegate_calls: How many times one forward pass enters XNNPACK.
         ops_outside: Operators outside any delegate, each as often as it runs.
         samples: How many inputs the program was judged on.
@@ -46,7 +59,7 @@ class ClipReport:
     size_bytes: int
     norm: str
     norm_reason: str
-    products: int
+    changes: Int8Changes
     delegate_calls: int
     ops_outside: tuple[str, ...]
     samples: int
@@ -63,7 +76,7 @@ class ClipReport:
         samples: Sequence[tuple[NDArray[Any], ...]],
         wanted: NDArray[np.float32],
         *,
-        products: int,
+        changes: Int8Changes,
     ) -> Self:
         """Judge a program that was written.
 
@@ -73,7 +86,7 @@ class ClipReport:
             choice: Of the norms.
             samples: Inputs.
             wanted: Their vectors of length 1 by transformers, `(samples, embedding_dim)`.
-            products: That balancing put in.
+            changes: What int8 made necessary.
         """
         program = Program.load(path)
         try:
@@ -87,7 +100,7 @@ class ClipReport:
             size_bytes=len(lowered.buffer),
             norm=choice.form,
             norm_reason=choice.reason,
-            products=products,
+            changes=changes,
             delegate_calls=lowered.delegate_calls,
             ops_outside=lowered.ops_outside,
             samples=len(samples),
@@ -108,8 +121,10 @@ class ClipReport:
             f"to transformers cosine >= {self.cosine:.7f}, largest difference {difference}",
             f"latency         {self.latency_ms:.1f} ms (median of {_RUNS} runs here)",
         ]
-        if self.products:
-            lines.insert(2, f"balancing       {self.products} products in front of fc2")
+        if self.changes.exempt:
+            lines.insert(2, f"kept in fp32    {', '.join(self.changes.exempt)}")
+        if self.changes.products:
+            lines.insert(2, f"balancing       {self.changes.products} products in front of fc2")
         return "\n".join(lines)
 
 

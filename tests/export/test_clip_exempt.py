@@ -1,0 +1,70 @@
+"""Linears that stay float32 in an int8 program, because rounding them would cost too much."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from aioembed.export.clip.exempt import exempt_linears  # noqa: E402
+from aioembed.export.clip.rounding import imitated_int8  # noqa: E402
+from aioembed.export.lowering import lower  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+
+def two_linears(*, outlier: float) -> torch.nn.Sequential:
+    """Two linears; an outlier in every row of the second takes all its int8 levels."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)).eval()
+    with torch.no_grad():
+        module[0].weight[0] = 0
+        module[1].weight[:, 0] += outlier
+    return module
+
+
+def samples_of(module: torch.nn.Module) -> tuple[list[tuple[torch.Tensor]], torch.Tensor]:
+    samples = [(torch.randn(1, 64),) for _ in range(20)]
+    with torch.no_grad():
+        vectors = torch.cat([module(*sample) for sample in samples])
+    return samples, torch.nn.functional.normalize(vectors, dim=-1)
+
+
+class Normalised(torch.nn.Sequential):
+    """A sequence whose output has length 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(super().forward(x), dim=-1)
+
+
+def test_even_weights_are_rounded_all() -> None:
+    module = Normalised(*two_linears(outlier=0))
+    assert exempt_linears(module, *samples_of(module)) == ()
+
+
+def test_the_linear_that_loses_most_is_kept_and_none_is_changed() -> None:
+    module = Normalised(*two_linears(outlier=30))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert exempt_linears(module, *samples_of(module)) == ("1",)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_the_imitation_rounds_inside_and_restores_behind() -> None:
+    module = two_linears(outlier=0)
+    (x,), *_ = samples_of(module)[0]
+    with torch.no_grad():
+        exact = module(x)
+        with imitated_int8([module[0]]):
+            assert not torch.equal(module(x), exact)
+        assert torch.equal(module(x), exact)
+
+
+def test_an_exempt_linear_keeps_its_four_bytes_a_weight() -> None:
+    module = two_linears(outlier=0)
+    example = (torch.randn(1, 64),)
+    sizes = {
+        exempt: len(lower(module, example, precision="int8", exempt=exempt).buffer)
+        for exempt in ((), ("0",), ("0", "1"))
+    }
+    assert sizes["0",] - sizes[()] > 2 * 64 * 64
+    assert sizes["0", "1"] - sizes["0",] > 2 * 64 * 64
