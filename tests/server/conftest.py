@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -29,8 +24,9 @@ from aioembed import GIST_512, ImageEmbeddings
 from aioembed.integrations.starlette import Handle, ModelsArgument, lifespan, router
 
 from ..handle.conftest import Brake, inference
+from .served import Server, served, wait_ready
 
-__all__ = ["Brake", "inference"]
+__all__ = ["Brake", "Server", "inference", "wait_ready"]
 
 FIXTURES = Path(__file__).resolve().parents[1] / "text" / "fixtures"
 Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -94,41 +90,11 @@ async def client(gist: ImageEmbeddings) -> AsyncIterator[httpx.AsyncClient]:
         yield talking
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server in a process of its own."""
-
-    process: subprocess.Popen[str]
-    url: str
-
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[..., Server]]:
     """Start `aioembed serve` on a free port; stopped at the end at the latest."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: object) -> Server:
-        command = [sys.executable, "-m", "aioembed", "serve", "--port", "0"]
-        process = subprocess.Popen(
-            [*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-        processes.append(process)
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        match = re.search(r"http://\S+", said)
-        assert match, said + process.stderr.read()
-        return Server(process, match[0])
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=60)
+    with ExitStack() as running:
+        yield lambda *arguments: running.enter_context(served(*arguments))
 
 
 @pytest.fixture(scope="session")
@@ -145,12 +111,3 @@ def server(start_server: Callable[..., Server], clip_arguments: list[str]) -> Se
     started = start_server(*clip_arguments, "--head-timeout", "1")
     wait_ready(started.url)
     return started
-
-
-def wait_ready(url: str) -> None:
-    """Follow the server's stream of states until it is ready."""
-    with httpx.stream("GET", f"{url}/v1/state/stream", timeout=60) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data:") and '"is_ready":true,"is_stopping"' in line:
-                return
-    pytest.fail("the stream ended before the server was ready")

@@ -1,0 +1,122 @@
+"""The pages agree with the code: the drawn states, the errors, the reference, the scripts."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import aioembed
+from aioembed import LEGAL_MOVES, ModelState, Status, errors
+from aioembed.errors import AioembedError
+
+from .pages import PAGES, ROOT
+
+_DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="session")
+def diagram() -> ModuleType:
+    """The program that draws the states."""
+    spec = importlib.util.spec_from_file_location(
+        "states_diagram", _DOCS / "site" / "states_diagram.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_diagram_in_the_repository_is_the_one_that_is_drawn(diagram: ModuleType) -> None:
+    assert (_DOCS / "assets" / "states.svg").read_text(encoding="utf-8") == diagram.draw()
+
+
+def test_the_diagram_shows_exactly_the_legal_moves(diagram: ModuleType) -> None:
+    drawn = {(line.start, line.end) for line in diagram.lines()}
+    drawn |= {(line.end, line.start) for line in diagram.lines() if line.both_ways}
+    drawn |= {
+        (start, end) for end in diagram.from_anywhere() for start in Status if start is not end
+    }
+    assert drawn == {(start, end) for start in Status for end in LEGAL_MOVES[start]}
+
+
+def test_every_box_and_line_of_the_diagram_is_inside(diagram: ModuleType) -> None:
+    picture = diagram.draw()
+    assert set(diagram.CENTRES) == set(Status)
+    assert picture.count("<text") == len(Status)
+    arrows = picture.count('marker-end="url(#head)"') + picture.count('marker-start="url(#head)"')
+    into_closed = len(Status) - 1
+    moves = sum(map(len, LEGAL_MOVES.values()))
+    assert arrows == moves - into_closed + 1
+
+
+def test_the_page_of_states_has_every_state_and_every_field() -> None:
+    page = (_DOCS / "states.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))))
+    assert rows == {*Status, *ModelState.model_fields, "is_ready", "is_generating"}
+
+
+def _errors() -> list[type[AioembedError]]:
+    found = [one for _, one in inspect.getmembers(errors, inspect.isclass)]
+    return [one for one in found if issubclass(one, AioembedError)]
+
+
+def _is_leaf(error: type[AioembedError]) -> bool:
+    return not error.__subclasses__()
+
+
+def test_every_error_has_a_row_with_its_code() -> None:
+    page = (_DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    codes = {name: code for code, name, _, _ in rows}
+    assert {one.__name__ for one in _errors() if _is_leaf(one)} <= set(codes)
+    assert len(codes) == len(rows)
+    own = {"BatchItemFailed": "the item's", "ExecutorchError": "ExecuTorch's, 1-50"}
+    expected = {name: own.get(name, str(getattr(errors, name).code)) for name in codes}
+    assert codes == expected
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    assert errors.__doc__ is not None
+    drawn: list[tuple[int, str]] = [
+        (len(indent) // 4, name)
+        for indent, name in re.findall(r"^([│├└─ ]*)([A-Z]\w+)\b", errors.__doc__, re.MULTILINE)
+        if hasattr(errors, name)
+    ]
+    path: list[str] = []
+    for depth, name in drawn:
+        path[depth:] = [name]
+        if depth:
+            assert getattr(errors, path[depth - 1]) in getattr(errors, name).__bases__
+    assert {name for _, name in drawn} == {one.__name__ for one in _errors()}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (_DOCS / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: aioembed\.(\w+)$", page, re.MULTILINE)
+    public = {name for name in vars(aioembed) if not name.startswith("_")}
+    submodules = {name for name in public if inspect.ismodule(getattr(aioembed, name))}
+    assert len(shown) == len(set(shown))
+    assert set(shown) - {"errors"} == public - submodules - {"AioembedError"}
+
+
+def test_every_script_has_a_section_on_the_page_about_performance() -> None:
+    page = (_DOCS / "performance.md").read_text(encoding="utf-8")
+    sources = {path.stem: path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
+    imported = re.findall(r"^(?:from|import) (\w+)", "\n".join(sources.values()), re.MULTILINE)
+    scripts = set(sources) - set(imported)
+    assert scripts <= set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
+    for script in scripts:
+        assert f"python benchmarks/{script}.py" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_script_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?:benchmarks|examples)/\w+\.py", text):
+        assert (ROOT / name).is_file(), name
