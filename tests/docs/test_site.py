@@ -19,17 +19,20 @@ from .pages import PAGES, ROOT
 _DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="session")
-def diagram() -> ModuleType:
-    """The program that draws the states."""
-    spec = importlib.util.spec_from_file_location(
-        "states_diagram", _DOCS / "site" / "states_diagram.py"
-    )
+def _program(name: str) -> ModuleType:
+    """Import one of the programs that build the site."""
+    spec = importlib.util.spec_from_file_location(name, _DOCS / "site" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def diagram() -> ModuleType:
+    """The program that draws the states."""
+    return _program("states_diagram")
 
 
 def test_the_diagram_in_the_repository_is_the_one_that_is_drawn(diagram: ModuleType) -> None:
@@ -120,3 +123,31 @@ def test_every_script_that_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?:benchmarks|examples)/\w+\.py", text):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize(
+    ("element", "fault"),
+    [
+        ('<a href="other.html#there">', None),
+        ('<a href="https://example.org/">', None),
+        ('<a href="missing.html">', "missing.html is not there"),
+        ('<a href="other.html#elsewhere">', "other.html#elsewhere has no such anchor"),
+        ('<a href="#elsewhere">', "#elsewhere has no such anchor"),
+        ('<img src="missing.png">', "missing.png is not there"),
+        ('<script src="https://cdn.example.org/a.js">', "loads https://cdn.example.org/a.js"),
+        ('<link rel="stylesheet" href="//fonts.example.org/a">', "loads //fonts.example.org/a"),
+    ],
+)
+def test_the_check_of_the_built_pages_finds(
+    tmp_path: Path, element: str, fault: str | None
+) -> None:
+    (tmp_path / "index.html").write_text(element, encoding="utf-8")
+    (tmp_path / "other.html").write_text('<p id="there">', encoding="utf-8")
+    faults = _program("check_offline").find_faults(tmp_path)
+    assert len(faults) == (fault is not None)
+    assert fault is None or fault in faults[0]
+
+
+def test_the_check_of_the_built_pages_looks_into_styles(tmp_path: Path) -> None:
+    (tmp_path / "a.css").write_text("@font-face { src: url(https://example.org/f) }", "utf-8")
+    assert _program("check_offline").find_faults(tmp_path)
