@@ -65,7 +65,7 @@ def test_the_pages_show_commands_of_each_kind() -> None:
 
 
 def test_nothing_unknown_is_shown() -> None:
-    known = {"aioembed", "python", "make", "pip", "curl", "tar", "uvicorn"}
+    known = {"aioembed", "python", "make", "pip", "curl", "tar", "serve"}
     programs = {_program(words) for _, words in _WORDS if words}
     assert programs <= known, programs - known
 
