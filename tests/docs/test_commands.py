@@ -48,7 +48,10 @@ def test_the_command_takes_these_arguments(arguments: list[str], folder: Path) -
 @pytest.mark.parametrize("arguments", _calls("python", first="benchmarks/|examples/"))
 def test_the_script_is_there_and_knows_these_options(arguments: list[str]) -> None:
     script, *options = arguments
-    source = (ROOT / script).read_text(encoding="utf-8")
+    place = ROOT / script
+    files = place.glob("*.py") if place.is_dir() else [place]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    assert source
     for option in options:
         if option.startswith("--"):
             assert f'"{option}"' in source
