@@ -31,6 +31,9 @@ AioembedError
 │   └── ImageFetchFailed          an image's URL could not be fetched
 ├── TokenizerError                the tokenizer cannot be loaded or does not fit the model
 ├── IncompatibleSpaces            vectors of two models that share no space were to be compared
+├── IndexFileError                an index file cannot be opened, read or written
+│   ├── IndexLocked               another process holds its lock for too long
+│   └── IndexDamaged              it is damaged, or the file of something else
 ├── ResourceError                 a model file could not be brought into the cache
 │   ├── DownloadFailed            the server refused or the transfer could not be completed
 │   │   ├── ResourceNotFound      404 or 410
@@ -77,6 +80,9 @@ __all__ = [
     "ImageFetchFailed",
     "ImageTooLarge",
     "IncompatibleSpaces",
+    "IndexDamaged",
+    "IndexFileError",
+    "IndexLocked",
     "IntegrityError",
     "InvalidConfig",
     "InvalidModelOutput",
@@ -315,6 +321,18 @@ class IncompatibleSpaces(AioembedError):
     """Vectors of two models that share no space were to be compared."""
 
     code = 112
+
+
+class IndexFileError(AioembedError):
+    """An index file cannot be opened, read or written."""
+
+
+class IndexLocked(IndexFileError):
+    """Another process holds the index file's lock for too long; try again."""
+
+
+class IndexDamaged(IndexFileError):
+    """The file is damaged, or the file of something else; what it held must be indexed anew."""
 
 
 class ResourceError(AioembedError):
