@@ -1,0 +1,273 @@
+"""Following a folder: only what changed is embedded, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from PIL import Image
+
+from aioembed import GIST_512, ImageEmbeddings
+from aioembed.errors import FileReadFailed, IncompatibleSpaces
+from aioembed.index import EmbeddingIndex, SyncReport
+from aioembed.index import sync as sync_module
+
+from .conftest import LONG_AGO_NS, SPACE, draw
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ImageEmbeddings]:
+    async with ImageEmbeddings(GIST_512) as model:
+        yield model
+
+
+@pytest.fixture
+async def index(index_file: Path) -> AsyncIterator[EmbeddingIndex]:
+    async with EmbeddingIndex(index_file) as index:
+        yield index
+
+
+def _figures(report: SyncReport) -> tuple[int, int, int, int]:
+    assert not report.is_scanning
+    return report.embedded, report.unchanged, report.failed, report.removed
+
+
+async def test_a_folder_is_indexed_once_and_searched_by_picture(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    report = await index.sync(album, model)
+    assert _figures(report) == (4, 0, 0, 0)
+    assert (report.scanned, report.ignored, report.total, report.done) == (5, 1, 4, 4)
+    assert index.space == model.space
+
+    before = model.statistics().submitted
+    assert _figures(await index.sync(album, model)) == (0, 4, 0, 0)
+    assert model.statistics().submitted == before
+
+    hits = await index.search_item(album / "trip" / "d.png", model, k=2)
+    assert hits[0].key == str(album / "trip" / "d.png")
+    assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+async def test_only_what_changed_is_embedded_again(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    a, b = album / "a.png", album / "b.png"
+    was = await index.get(str(a))
+    draw(a, seed=50)
+    os.utime(a, ns=(0, LONG_AGO_NS + 1))
+    os.utime(b, ns=(0, LONG_AGO_NS + 1))
+    shutil.rmtree(album / "trip")
+    draw(album / "new.png", seed=51)
+
+    assert _figures(await index.sync(album, model)) == (2, 2, 0, 1)
+    assert await index.keys() == [
+        str(album / name) for name in ("a.png", "b.png", "c.jpg", "new.png")
+    ]
+    now = await index.get(str(a))
+    assert was is not None
+    assert now is not None
+    assert (was != now).any()
+
+
+async def test_a_change_too_fresh_for_its_time_to_show_is_seen(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module.time, "time_ns", lambda: LONG_AGO_NS + 1_000)
+    picture = album / "a.png"
+    size = picture.stat().st_size
+    await index.sync(album, model)
+    was = await index.get(str(picture))
+    content = draw(album / "other.png", seed=60).read_bytes()
+    (album / "other.png").unlink()
+    picture.write_bytes(content[:size].ljust(size, b"\0"))
+    os.utime(picture, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+    report = await index.sync(album, model)
+    now = await index.get(str(picture))
+    assert report.unchanged == 3
+    assert now is None or was is None or (now != was).any()
+
+
+async def test_a_file_that_changes_while_it_is_read_is_embedded_again(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_file = sync_module.read_file
+
+    def read_and_rewrite(path: Path, policy: object) -> bytes:
+        data = read_file(path, policy)  # type: ignore[arg-type]
+        if path.name == "a.png":
+            draw(path, seed=70)
+            os.utime(path, ns=(0, LONG_AGO_NS + 1))
+        return data
+
+    monkeypatch.setattr(sync_module, "read_file", read_and_rewrite)
+    await index.sync(album, model)
+    monkeypatch.setattr(sync_module, "read_file", read_file)
+
+    assert _figures(await index.sync(album, model)) == (1, 3, 0, 0)
+    nearest = (await index.search_item(album / "a.png", model, k=1))[0]
+    assert (nearest.key, round(nearest.similarity, 4)) == (str(album / "a.png"), 1)
+
+
+async def test_pictures_that_fail_are_kept_with_their_error_and_not_tried_in_vain(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    broken, page = album / "broken.png", album / "page.jpg"
+    broken.write_bytes((album / "a.png").read_bytes()[:60])
+    page.write_text("<html></html>")
+    for path in (broken, page):
+        os.utime(path, ns=(0, LONG_AGO_NS))
+    assert _figures(await index.sync(album, model)) == (4, 0, 2, 0)
+    errors = await index.errors(album)
+    assert set(errors) == {str(broken), str(page)}
+    assert "markup" in errors[str(page)]
+
+    before = model.statistics().submitted
+    assert _figures(await index.sync(album, model)) == (0, 4, 2, 0)
+    assert model.statistics().submitted == before
+
+    draw(broken, seed=80)
+    os.utime(broken, ns=(0, LONG_AGO_NS + 1))
+    assert _figures(await index.sync(album, model)) == (1, 4, 1, 0)
+
+
+async def test_a_picture_that_breaks_loses_its_old_vector(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    (album / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert (await index.sync(album, model)).failed == 1
+    assert not await index.contains(str(album / "a.png"))
+
+
+async def test_what_cannot_be_read_is_tried_again_and_keeps_what_lies_below(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root nothing is unreadable, so the system's refusal is played."""
+    await index.sync(album, model)
+    scandir, refused = os.scandir, str(album / "trip")
+
+    def refusing(path: str) -> object:
+        if path == refused:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = await index.sync(album, model)
+    assert (report.unchanged, report.failed, report.removed) == (3, 1, 0)
+    assert await index.errors(album) == {refused: "Permission denied"}
+    assert await index.contains(str(album / "trip" / "d.png"))
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert _figures(await index.sync(album, model)) == (0, 4, 0, 0)
+    assert await index.errors(album) == {}
+
+
+async def test_links_that_lead_in_circles_are_walked_once(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    (album / "trip" / "up").symlink_to(album, target_is_directory=True)
+    (album / "aaa").symlink_to(album / "trip", target_is_directory=True)
+    (album / "itself.png").symlink_to(album / "itself.png")
+    (album / "dangling.png").symlink_to(album / "nothing.png")
+    report = await index.sync(album, model)
+    assert report.embedded == 4
+    assert str(album / "trip" / "d.png") in await index.keys()
+    assert set(await index.errors(album)) == {str(album / "itself.png")}
+
+
+async def test_ten_thousand_files_that_are_no_pictures_are_passed_over(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    (album / "texts").mkdir()
+    for number in range(10_000):
+        (album / "texts" / f"{number}.txt").touch()
+    report = await index.sync(album, model)
+    assert (report.scanned, report.ignored, report.embedded) == (10_005, 10_001, 4)
+
+
+async def test_pipes_and_names_that_are_no_text_are_errors_of_their_own(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    os.mkfifo(album / "pipe.png")
+    shutil.copy(album / "a.png", os.fsdecode(os.fsencode(album) + b"/\xff.png"))
+    report = await index.sync(album, model)
+    assert (report.embedded, report.failed) == (4, 2)
+    errors = await index.errors(album)
+    assert "a pipe" in errors[str(album / "pipe.png")]
+    assert errors[str(album / "�.png")] == "its name is no UTF-8"
+
+
+async def test_a_missing_folder_removes_nothing(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    os.rename(album, album.with_name("elsewhere"))  # noqa: PTH104
+    with pytest.raises(FileReadFailed, match="album"):
+        await index.sync(album, model)
+    assert await index.count() == 4
+
+
+async def test_another_folder_of_the_same_index_is_left_alone(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "album-2"
+    other.mkdir()
+    draw(other / "z.png", seed=90)
+    await index.sync(album, model)
+    assert _figures(await index.sync(other, model)) == (1, 0, 0, 0)
+    assert _figures(await index.sync(album / "trip", model)) == (0, 1, 0, 0)
+    assert await index.count() == 5
+
+
+async def test_a_cancelled_sync_goes_on_where_it_was(
+    index_file: Path, model: ImageEmbeddings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for seed in range(60):
+        draw(folder / f"{seed}.png", seed)
+    told = 0
+    async with EmbeddingIndex(index_file) as index:
+        with anyio.CancelScope() as scope:
+
+            def stop_after_twenty(report: SyncReport) -> None:
+                nonlocal told
+                told = report.embedded
+                if told >= 20:
+                    scope.cancel()
+
+            await index.sync(folder, model, on_progress=stop_after_twenty)
+        assert scope.cancelled_caught
+        kept = await index.count()
+        assert 20 <= told <= kept < 60
+    async with EmbeddingIndex(index_file) as index:
+        assert _figures(await index.sync(folder, model)) == (60 - kept, kept, 0, 0)
+
+
+async def test_progress_never_goes_back(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    told: list[SyncReport] = []
+    final = await index.sync(album, model, on_progress=told.append)
+    assert [report.done for report in told] == sorted(report.done for report in told)
+    assert told[0].is_scanning
+    assert told[-1] == final
+
+
+async def test_a_model_of_another_space_is_refused(index_file: Path, album: Path) -> None:
+    async with EmbeddingIndex(index_file, space=SPACE) as index:
+        await index.add("x", [1.0] * 512)
+        async with ImageEmbeddings(GIST_512) as model:
+            with pytest.raises(IncompatibleSpaces, match="another file"):
+                await index.sync(album, model)
+            with pytest.raises(IncompatibleSpaces, match="do not compare"):
+                await index.search_item(Image.new("RGB", (64, 64), "teal"), model)
+        assert await index.keys() == ["x"]
