@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import anyio
 import pytest
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
 from aioembed.errors import FileReadFailed, IncompatibleSpaces
+from aioembed.images.files import read_file
 from aioembed.index import EmbeddingIndex, SyncReport
-from aioembed.index import sync as sync_module
 
 from .conftest import LONG_AGO_NS, SPACE, draw
 
@@ -80,7 +81,7 @@ async def test_only_what_changed_is_embedded_again(
 async def test_a_change_too_fresh_for_its_time_to_show_is_seen(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync_module.time, "time_ns", lambda: LONG_AGO_NS + 1_000)
+    monkeypatch.setattr(time, "time_ns", lambda: LONG_AGO_NS + 1_000)
     picture = album / "a.png"
     size = picture.stat().st_size
     await index.sync(album, model)
@@ -99,18 +100,16 @@ async def test_a_change_too_fresh_for_its_time_to_show_is_seen(
 async def test_a_file_that_changes_while_it_is_read_is_embedded_again(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_file = sync_module.read_file
-
-    def read_and_rewrite(path: Path, policy: object) -> bytes:
-        data = read_file(path, policy)  # type: ignore[arg-type]
+    def read_and_rewrite(path: Path, policy: SourcePolicy) -> bytes:
+        data = read_file(path, policy)
         if path.name == "a.png":
             draw(path, seed=70)
             os.utime(path, ns=(0, LONG_AGO_NS + 1))
         return data
 
-    monkeypatch.setattr(sync_module, "read_file", read_and_rewrite)
+    monkeypatch.setattr("aioembed.index.sync.read_file", read_and_rewrite)
     await index.sync(album, model)
-    monkeypatch.setattr(sync_module, "read_file", read_file)
+    monkeypatch.setattr("aioembed.index.sync.read_file", read_file)
 
     assert _figures(await index.sync(album, model)) == (1, 3, 0, 0)
     nearest = (await index.search_item(album / "a.png", model, k=1))[0]

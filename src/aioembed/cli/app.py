@@ -15,6 +15,7 @@ from .download import download
 from .embed import embed
 from .exits import EXIT_CODE_HELP
 from .export import export
+from .index import index, search
 from .models import models
 from .serve import serve
 from .similarity import similarity
@@ -47,6 +48,6 @@ def _main(
     """Embed images on this machine's CPU; results on stdout, everything else on stderr."""
 
 
-for _command in (demo, embed, similarity, models, download, export, serve, doctor):
+for _command in (demo, embed, similarity, index, search, models, download, export, serve, doctor):
     app.command()(_command)
 app.add_typer(cache_app, name="cache")

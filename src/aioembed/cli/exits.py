@@ -8,6 +8,8 @@ from types import MappingProxyType
 from aioembed.errors import (
     AioembedError,
     DownloadControlError,
+    IncompatibleSpaces,
+    IndexFileError,
     InvalidConfig,
     InvalidUserInput,
     MissingExtra,
@@ -34,6 +36,8 @@ class ExitCode(IntEnum):
     """The results could not be written."""
     INSTALL = 6
     """An extra is missing, or `doctor` found something broken."""
+    INDEX = 7
+    """The index file is missing, locked, damaged, or of another model."""
     INTERRUPTED = 130
     """Ctrl-C."""
     CLOSED_PIPE = 141
@@ -44,6 +48,7 @@ EXIT_CODE_HELP = (
     "Exit codes: 0 done; 1 some or all inputs failed, the others' results were written; "
     "2 wrong usage; 3 the model is at fault; 4 the model could not be fetched; "
     "5 the results could not be written; 6 the installation is at fault; "
+    "7 the index is at fault; "
     "130 interrupted; 141 the reader of the results went away."
 )
 
@@ -51,6 +56,8 @@ _CODES = MappingProxyType(
     {
         InvalidConfig: ExitCode.USAGE,
         InvalidUserInput: ExitCode.INPUT,
+        IncompatibleSpaces: ExitCode.INDEX,
+        IndexFileError: ExitCode.INDEX,
         ResourceError: ExitCode.DOWNLOAD,
         DownloadControlError: ExitCode.DOWNLOAD,
         MissingExtra: ExitCode.INSTALL,

@@ -1,0 +1,178 @@
+"""`aioembed index` and `aioembed search`: a folder of pictures that can be searched."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.status import Status as Spinner
+from rich.table import Table
+from rich.text import Text
+
+from aioembed import ImageEmbeddings, TextEmbeddings
+from aioembed.errors import IndexFileError
+
+from .batch import named_images
+from .exits import ExitCode
+from .formats import to_csv, to_json
+from .guard import guarded, warn
+from .models import ListingFormat
+from .options import DebugOption, ModelOption, ThreadsOption
+from .output import OutputOption, check_output, write_result
+from .similarity import SimilarityFormat
+from .tables import base_names, render_table
+
+if TYPE_CHECKING:
+    from aioembed.index import Hit, SyncReport
+
+__all__ = ["index", "search"]
+
+_SHOWN_ERRORS = 20
+_BAR_WIDTH = 20
+
+_IndexOption = Annotated[
+    Path, typer.Option("--index", "-i", metavar="FILE", help="The index's file.")
+]
+_DEFAULT_FILE = Path("aioembed-index.db")
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Its subfolders count too.")],
+    *,
+    index_file: _IndexOption = _DEFAULT_FILE,
+    form: Annotated[
+        ListingFormat, typer.Option("--format", "-f", help="json is for programs.")
+    ] = ListingFormat.TABLE,
+    model: ModelOption = "gist-512",
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Index the pictures in a folder, or bring the index up to date with it.
+
+    Only pictures that are new or changed are embedded. Interrupted, it goes on where it was. A
+    picture that fails does not hold up the others; stderr says why, and the exit code is 1.
+    """
+    with guarded(debug):
+        handle = ImageEmbeddings(model, threads=threads)
+        report, errors = anyio.run(_sync, folder, index_file, handle)
+        if form is ListingFormat.JSON:
+            write_result(to_json({**_figures(report), "errors": errors}), None)
+        else:
+            write_result(render_table(_figures_table(report)), None)
+        for path, message in list(errors.items())[:_SHOWN_ERRORS]:
+            warn(f"error: {message if path in message else f'{path}: {message}'}")
+        if len(errors) > _SHOWN_ERRORS:
+            warn(f"and {len(errors) - _SHOWN_ERRORS} more; --format json has all of them")
+        if errors:
+            raise typer.Exit(ExitCode.INPUT)
+
+
+def search(
+    query: Annotated[
+        str,
+        typer.Argument(help="A picture's path or URI, - for stdin; words with --text-model."),
+    ],
+    *,
+    index_file: _IndexOption = _DEFAULT_FILE,
+    count: Annotated[
+        int, typer.Option("--count", "-k", min=1, max=4096, help="Most results.")
+    ] = 10,
+    form: Annotated[
+        SimilarityFormat,
+        typer.Option("--format", "-f", help="json and csv are for programs."),
+    ] = SimilarityFormat.TABLE,
+    output: OutputOption = None,
+    model: ModelOption = "gist-512",
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Search by words, with the text model that goes with the index's image model.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Find the pictures of an index that are nearest to a picture, or to words."""
+    with guarded(debug):
+        check_output(output)
+        if not index_file.is_file():
+            raise IndexFileError(f"there is no index {str(index_file)!r}: make it with `index DIR`")
+        if text_model is None:
+            hits = anyio.run(_search_picture, index_file, query, model, count, threads)
+        else:
+            hits = anyio.run(_search_words, index_file, query, text_model, count, threads)
+        write_result(_encode(hits, form, plain=output is not None), output)
+
+
+async def _sync(
+    folder: Path, file: Path, model: ImageEmbeddings
+) -> tuple[SyncReport, dict[str, str]]:
+    from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
+
+    async with EmbeddingIndex(file) as opened, model:
+        console = Console(stderr=True)
+        with Spinner("loading the model", console=console) as spinner:
+            report = await opened.sync(
+                folder, model, on_progress=lambda report: spinner.update(_sentence(report))
+            )
+        return report, await opened.errors(folder)
+
+
+async def _search_picture(
+    file: Path, query: str, model: str, count: int, threads: int | None
+) -> list[Hit]:
+    from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
+
+    (named,) = named_images([query])
+    async with EmbeddingIndex(file) as opened, ImageEmbeddings(model, threads=threads) as handle:
+        return await opened.search_item(named.image, handle, count)
+
+
+async def _search_words(
+    file: Path, query: str, model: str, count: int, threads: int | None
+) -> list[Hit]:
+    from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
+
+    async with EmbeddingIndex(file) as opened, TextEmbeddings(model, threads=threads) as handle:
+        return await opened.search_item(query, handle, count)
+
+
+def _sentence(report: SyncReport) -> str:
+    if report.is_scanning:
+        return f"looking through the folder: {report.total} pictures"
+    return escape(f"embedding: {report.done} of {report.total} done, {report.failed} failed")
+
+
+def _figures(report: SyncReport) -> dict[str, int]:
+    return {name: value for name, value in asdict(report).items() if name != "is_scanning"}
+
+
+def _figures_table(report: SyncReport) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    for name, value in _figures(report).items():
+        table.add_row(name, Text(str(value), justify="right"))
+    return table
+
+
+def _encode(hits: list[Hit], form: SimilarityFormat, *, plain: bool) -> bytes:
+    if form is SimilarityFormat.JSON:
+        return to_json([asdict(hit) for hit in hits])
+    rounded = [(hit.key, round(hit.similarity, 6)) for hit in hits]
+    if form is SimilarityFormat.CSV:
+        return to_csv([["key", "similarity"], *map(list, rounded)])
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("similarity", "", "picture"):
+        table.add_column(heading, no_wrap=True)
+    names = base_names([hit.key for hit in hits])
+    for hit, name in zip(hits, names, strict=True):
+        bar = ProgressBar(total=1, completed=max(0.0, hit.similarity), width=_BAR_WIDTH)
+        table.add_row(f"{hit.similarity:.3f}", bar, Text(name))
+    return render_table(table, plain=plain) if hits else b""
