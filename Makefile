@@ -11,7 +11,7 @@ SHELL := bash
 
 PYTHON ?= python3
 PYTEST_ARGS ?= --numprocesses=logical --maxprocesses=4
-EXTRAS := cli,text,server,search
+EXTRAS := cli,text,server,search,textual
 
 BUILD := .venv-build
 VENV := .venv

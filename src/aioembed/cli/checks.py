@@ -19,7 +19,13 @@ from aioembed.runtime import EXECUTORCH_VERSION, available_cpus, backends, threa
 __all__ = ["Check", "Verdict", "check_cache", "installed_version", "machine_checks"]
 
 _PACKAGES = ("anyio", "httpx", "numpy", "pillow", "pydantic")
-_EXTRAS = {"cli": "typer", "text": "tokenizers", "search": "apsw", "export": "torch"}
+_EXTRAS = {
+    "cli": "typer",
+    "text": "tokenizers",
+    "search": "apsw",
+    "textual": "textual",
+    "export": "torch",
+}
 _BACKEND = "XnnpackBackend"
 _X86_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 _ARM_FEATURES = ("asimd", "asimddp", "i8mm", "sve")

@@ -1,0 +1,19 @@
+"""Models in Textual apps: a widget that shows one, a mixin that holds and binds them.
+
+Needs the extra `textual`.
+"""
+
+try:
+    import textual as textual
+except ModuleNotFoundError as exc:
+    from aioembed.errors import MissingExtra
+
+    raise MissingExtra(exc.name or "textual", "textual") from exc
+
+from .binding import ModelMixin as ModelMixin
+from .binding import StateChanged as StateChanged
+from .figures import describe_download as describe_download
+from .figures import describe_work as describe_work
+from .figures import format_bytes as format_bytes
+from .figures import format_eta as format_eta
+from .status import ModelStatus as ModelStatus

@@ -1,0 +1,29 @@
+"""Textual apps under test; Textual runs on asyncio alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("textual")
+
+from aioembed import GIST_512
+from aioembed.registry import local_path
+
+from ..handle.conftest import inference
+
+__all__ = ["inference"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def program() -> bytes:
+    """The embedded model's file."""
+    path: Path | None = local_path(GIST_512)
+    assert path is not None
+    return path.read_bytes()

@@ -1,0 +1,44 @@
+"""Figures in words: bytes, rates and times that fit 40 columns."""
+
+from __future__ import annotations
+
+import pytest
+
+from aioembed import ModelState
+from aioembed.integrations.textual import describe_download, format_bytes, format_eta
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (61_344, "61.3 kB"), (351_500_000, "352 MB"), (2e15, "2000 TB")],
+)
+def test_bytes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 s"),
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00 min"),
+        (125, "2:05 min"),
+        (5400, "1:30 h"),
+    ],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert format_eta(seconds) == text
+
+
+def test_a_download_tells_what_is_known_and_fits() -> None:
+    state = ModelState(
+        downloaded_bytes=140_600_000,
+        total_bytes=351_500_000,
+        download_rate=12_500_000,
+        download_eta=17,
+    )
+    assert describe_download(state) == "141 MB of 352 MB · 12.5 MB/s · 17 s left"
+    assert len(describe_download(state)) <= 40
+    assert describe_download(state.model_copy(update={"is_paused": True})).endswith("· paused")
+    assert describe_download(ModelState(downloaded_bytes=10)) == "10 B"
