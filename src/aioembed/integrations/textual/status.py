@@ -166,10 +166,10 @@ class ModelStatus(Widget, can_focus=True):
         return Text("\n").join(lines)
 
     def _heading(self, state: ModelState, width: int) -> Text:
-        heading = Text(f"{_DOT} {state.status} ", self._style("state"))
-        name = Text(self._model.spec.name, self._style("name"))
-        name.truncate(max(0, width - heading.cell_len), overflow="ellipsis")
-        return heading + name
+        status = f"{_DOT} {state.status} "
+        name = Text(self._model.spec.name)
+        name.truncate(max(0, width - len(status)), overflow="ellipsis")
+        return Text.assemble((status, self._style("state")), (name.plain, self._style("name")))
 
     def _bar(self, state: ModelState, width: int) -> Text:
         room = max(1, width - _PERCENT_WIDTH)

@@ -1,0 +1,192 @@
+"""The app: a folder and its index on one side, the search and its results on the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import ClassVar
+
+from anyio import to_thread
+from rendering import Thumbnails, result_text
+from textual import on, work
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Vertical
+from textual.reactive import reactive
+from textual.widgets import Footer, Input, Label, OptionList, ProgressBar
+from textual.widgets.option_list import Option
+
+from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
+from aioembed.errors import AioembedError
+from aioembed.index import EmbeddingIndex, Hit, SyncReport
+from aioembed.integrations.textual import ModelMixin, ModelStatus
+
+RESULTS = 24
+PROGRESS_SECONDS = 0.1
+
+
+def path_of(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+class PhotoSearch(ModelMixin, App[None]):
+    TITLE = "photo search"
+    CSS_PATH = "photo_app.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-wide")]  # noqa: RUF012  # as Textual declares it
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("ctrl+f", "focus_search", "Search"),
+        ("ctrl+q", "quit", "Quit"),
+    ]
+
+    text_state: reactive[ModelState] = reactive(ModelState(), repaint=False)
+
+    def __init__(
+        self,
+        folder: Path,
+        index_file: Path,
+        *,
+        model: ImageEmbeddings,
+        text_model: TextEmbeddings | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.index = EmbeddingIndex(index_file)
+        self.model = model
+        self.text_model = text_model
+        self.report = SyncReport()
+        self.hits: Sequence[Hit] = ()
+        self.thumbnails = Thumbnails()
+        self.syncing: asyncio.Task[None] | None = None
+        self.resources = AsyncExitStack()
+
+    def compose(self) -> ComposeResult:
+        with Container(id="panes"):
+            with Vertical(id="folder-pane"):
+                yield Input(str(self.folder), placeholder="a folder", id="folder")
+                yield ProgressBar(show_eta=False, id="progress")
+                yield Label("", id="report")
+                yield ModelStatus(self.model)
+            with Vertical(id="search-pane"):
+                wanted = "a picture or words" if self.text_model else "a picture's name or path"
+                yield Input(placeholder=f"search: {wanted}", id="query")
+                yield Label("", id="told")
+                yield OptionList(id="results")
+        yield Footer()
+
+    async def on_mount(self) -> None:
+        self.use_model(self.model)
+        if self.text_model is not None:
+            self.use_model(self.text_model, "text_state")
+        self.query_one("#query").focus()
+        self.set_interval(PROGRESS_SECONDS, self.show_report)
+        try:
+            await self.resources.enter_async_context(self.index)
+        except AioembedError as error:
+            self.tell(str(error), is_error=True)
+            return
+        self.follow(self.folder)
+
+    async def on_unmount(self) -> None:
+        await self.stop_following()
+        await self.resources.aclose()
+
+    # --- the folder
+
+    def follow(self, folder: Path) -> None:
+        self.syncing = asyncio.create_task(self.sync(folder))
+
+    async def stop_following(self) -> None:
+        if self.syncing is not None:
+            self.syncing.cancel()
+            await asyncio.wait([self.syncing])
+
+    async def sync(self, folder: Path) -> None:
+        self.report = SyncReport()
+        try:
+            self.report = await self.index.sync(folder, self.model, on_progress=self.note)
+        except AioembedError as error:
+            self.tell(str(error), is_error=True)
+
+    def note(self, report: SyncReport) -> None:
+        self.report = report
+
+    def show_report(self) -> None:
+        if not self.is_running:  # the app is being left, its widgets are gone
+            return
+        report = self.report
+        self.query_one("#progress", ProgressBar).update(
+            total=None if report.is_scanning else max(1, report.total),
+            progress=report.done if report.total else 1,
+        )
+        failed = f", {report.failed} failed" if report.failed else ""
+        self.query_one("#report", Label).update(
+            f"{report.done:,} of {report.total:,} pictures{failed}"
+        )
+
+    @on(Input.Submitted, "#folder")
+    async def choose_folder(self, event: Input.Submitted) -> None:
+        await self.stop_following()
+        self.folder = path_of(event.value)
+        self.follow(self.folder)
+
+    # --- the search
+
+    @on(Input.Submitted, "#query")
+    def submit(self, event: Input.Submitted) -> None:
+        if event.value.strip():
+            self.search(event.value.strip())
+
+    @on(OptionList.OptionSelected, "#results")
+    def search_like(self, event: OptionList.OptionSelected) -> None:
+        self.search(self.hits[event.option_index].key)
+
+    @work(exclusive=True, group="search")
+    async def search(self, query: str) -> None:
+        try:
+            picture = await self.find_picture(query)
+            if picture is not None:
+                hits = await self.index.search_item(picture, self.model, RESULTS)
+            elif self.text_model is not None:
+                hits = await self.index.search_item(query, self.text_model, RESULTS)
+            else:
+                self.tell(f"no picture {query!r} here", is_error=True)
+                return
+        except AioembedError as error:
+            self.tell(str(error), is_error=True)
+            return
+        await self.show_hits(hits)
+        self.tell(f"{len(hits)} nearest to {Path(query).name}")
+
+    async def find_picture(self, query: str) -> str | Path | None:
+        """Return the picture that a URI, a path, or the name of an indexed one stands for."""
+        if query.startswith(("https:", "http:", "file:", "data:")):
+            return query
+        for path in (path_of(query), self.folder / query):
+            if await to_thread.run_sync(path.is_file):
+                return path
+        for key in await self.index.keys():
+            if Path(key).stem == query:
+                return Path(key)
+        return None
+
+    async def show_hits(self, hits: Sequence[Hit]) -> None:
+        results = self.query_one("#results", OptionList)
+        width = max(20, results.scrollable_content_region.width - 4)
+        options = []
+        for hit in hits:
+            thumbnail = await self.thumbnails.get(hit.key)
+            options.append(Option(result_text(hit, thumbnail, width)))
+        self.hits = hits
+        results.clear_options()
+        results.add_options(options)
+        results.highlighted = 0 if options else None
+
+    def tell(self, words: str, *, is_error: bool = False) -> None:
+        told = self.query_one("#told", Label)
+        told.set_class(is_error, "-error")
+        told.update(words)
+
+    def action_focus_search(self) -> None:
+        self.query_one("#query").focus()
