@@ -15,7 +15,7 @@ from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.reactive import reactive
-from textual.widgets import Footer, Input, Label, OptionList, ProgressBar
+from textual.widgets import Footer, Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
@@ -56,6 +56,7 @@ class PhotoSearch(ModelMixin, App[None]):
         self.model = model
         self.text_model = text_model
         self.report = SyncReport()
+        self.shown_report: SyncReport | None = None
         self.hits: Sequence[Hit] = ()
         self.thumbnails = Thumbnails()
         self.syncing: asyncio.Task[None] | None = None
@@ -65,13 +66,13 @@ class PhotoSearch(ModelMixin, App[None]):
         with Container(id="panes"):
             with Vertical(id="folder-pane"):
                 yield Input(str(self.folder), placeholder="a folder", id="folder")
-                yield ProgressBar(show_eta=False, id="progress")
-                yield Label("", id="report")
+                yield ProgressBar(show_eta=False, show_percentage=False, id="progress")
+                yield Static("", id="report")
                 yield ModelStatus(self.model)
             with Vertical(id="search-pane"):
                 wanted = "a picture or words" if self.text_model else "a picture's name or path"
                 yield Input(placeholder=f"search: {wanted}", id="query")
-                yield Label("", id="told")
+                yield Static("", id="told")
                 yield OptionList(id="results")
         yield Footer()
 
@@ -113,16 +114,17 @@ class PhotoSearch(ModelMixin, App[None]):
         self.report = report
 
     def show_report(self) -> None:
-        if not self.is_running:  # the app is being left, its widgets are gone
-            return
         report = self.report
+        if report is self.shown_report or not self.is_running:  # being left, its widgets are gone
+            return
+        self.shown_report = report
         self.query_one("#progress", ProgressBar).update(
             total=None if report.is_scanning else max(1, report.total),
             progress=report.done if report.total else 1,
         )
         failed = f", {report.failed} failed" if report.failed else ""
-        self.query_one("#report", Label).update(
-            f"{report.done:,} of {report.total:,} pictures{failed}"
+        self.query_one("#report", Static).update(
+            f"{report.done:,} of {report.total:,} pictures{failed}", layout=False
         )
 
     @on(Input.Submitted, "#folder")
@@ -184,7 +186,7 @@ class PhotoSearch(ModelMixin, App[None]):
         results.highlighted = 0 if options else None
 
     def tell(self, words: str, *, is_error: bool = False) -> None:
-        told = self.query_one("#told", Label)
+        told = self.query_one("#told", Static)
         told.set_class(is_error, "-error")
         told.update(words)
 

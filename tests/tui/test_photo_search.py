@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, Label, OptionList
+from textual.widgets import Input, OptionList, Static
 
 pytest.importorskip("apsw")
 pytest.importorskip("sqlite_vec")
@@ -57,7 +57,7 @@ async def search(app: Any, pilot: Pilot[None], query: str) -> list[str]:
 
 
 def told(app: Any) -> str:
-    return str(app.query_one("#told", Label).render())
+    return str(app.query_one("#told", Static).render())
 
 
 @pytest.mark.parametrize("width", [40, 120])
@@ -68,7 +68,7 @@ async def test_a_folder_is_indexed_and_searched_by_picture(
     async with app.run_test(size=(width, 30)) as pilot:
         await indexed(app, pilot)
         app.show_report()
-        assert str(app.query_one("#report", Label).render()) == "3 of 3 pictures"
+        assert str(app.query_one("#report", Static).render()) == "3 of 3 pictures"
 
         found = await search(app, pilot, "two")
         results = app.query_one("#results", OptionList)

@@ -18,7 +18,8 @@ from .figures import describe_download, describe_work
 
 __all__ = ["ModelStatus"]
 
-_REFRESH_SECONDS = 0.5
+_FRAME_SECONDS = 0.1
+_LIKE_READY = {Status.GENERATING: Status.READY}
 _PERCENT_WIDTH = 6
 _DOT = "●"
 
@@ -109,12 +110,13 @@ class ModelStatus(Widget, can_focus=True):
     ) -> None:
         super().__init__(name=name, id=id, classes=classes, disabled=disabled)
         self._model = model
+        self._shown_figures = ""
 
     def on_mount(self) -> None:
         """Begin to observe."""
         self.state = self._model.state
         self._unsubscribe = self._model.subscribe(self._follow)
-        self.set_interval(_REFRESH_SECONDS, self._refresh_figures)
+        self.set_interval(_FRAME_SECONDS, self._catch_up)
 
     def on_unmount(self) -> None:
         """Cease to observe."""
@@ -122,9 +124,10 @@ class ModelStatus(Widget, can_focus=True):
 
     def watch_state(self, old: ModelState, new: ModelState) -> None:
         """Show another state."""
-        for status in Status:
-            self.set_class(status is new.status, f"-{status}")
-        is_other = old.status is not new.status or old.error is not new.error
+        if old.status is not new.status or not self.has_class(f"-{new.status}"):
+            self.remove_class(*(f"-{status}" for status in Status))
+            self.add_class(f"-{new.status}")
+        is_other = not _look_alike(old, new)
         if is_other:
             self.refresh_bindings()
         self.refresh(layout=is_other)
@@ -187,10 +190,15 @@ class ModelStatus(Widget, can_focus=True):
         return self.get_component_rich_style(f"model-status--{part}", partial=True)
 
     def _follow(self) -> None:
-        self.state = self._model.state
+        """Show at once what looks different; what only counts on waits for the next frame."""
+        if not _look_alike(self.state, self._model.state):
+            self.state = self._model.state
 
-    def _refresh_figures(self) -> None:
-        if self.state.is_ready:
+    def _catch_up(self) -> None:
+        self.state = self._model.state
+        figures = describe_work(self.state, self._model.statistics())
+        if self.state.is_ready and figures != self._shown_figures:
+            self._shown_figures = figures
             self.refresh()
 
     async def _load(self) -> None:
@@ -198,3 +206,12 @@ class ModelStatus(Widget, can_focus=True):
             await self._model.load()
         except AioembedError:
             self.log("the load failed again; the state says why")
+
+
+def _look_alike(one: ModelState, other: ModelState) -> bool:
+    """Whether two states take the same lines and keys; a busy model changes many times a frame."""
+    return (
+        _LIKE_READY.get(one.status, one.status) is _LIKE_READY.get(other.status, other.status)
+        and one.error is other.error
+        and one.is_paused is other.is_paused
+    )
