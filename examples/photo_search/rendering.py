@@ -13,7 +13,7 @@ from rich.text import Text
 
 from aioembed.index import Hit
 
-COLUMNS, ROWS = 16, 6
+COLUMNS, ROWS = 12, 4
 KEPT = 500
 
 
@@ -70,9 +70,6 @@ def result_text(hit: Hit, rows: list[Text], width: int) -> Text:
         folder = Text(f"…{folder.plain[1 - room :]}", "dim")
     filled = round(room * max(0.0, hit.similarity))
     bar = Text.assemble(("━" * filled, "green"), ("━" * (room - filled), "dim"))
-    beside = [Text(), name, Text(f"{hit.similarity:.3f}"), bar, folder]
-    lines = [
-        Text.assemble(row, "  ", beside[number] if number < len(beside) else "")
-        for number, row in enumerate(rows)
-    ]
+    beside = [name, Text(f"{hit.similarity:.3f}"), bar, folder]
+    lines = [Text.assemble(row, "  ", words) for row, words in zip(rows, beside, strict=True)]
     return Text("\n").join(lines)
