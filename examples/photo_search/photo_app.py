@@ -176,14 +176,13 @@ class PhotoSearch(ModelMixin, App[None]):
     async def show_hits(self, hits: Sequence[Hit]) -> None:
         results = self.query_one("#results", OptionList)
         width = max(20, results.scrollable_content_region.width - 4)
-        options = []
-        for hit in hits:
-            thumbnail = await self.thumbnails.get(hit.key)
-            options.append(Option(result_text(hit, thumbnail, width)))
+        thumbnails = [await self.thumbnails.get(hit.key) for hit in hits]
         self.hits = hits
         results.clear_options()
-        results.add_options(options)
-        results.highlighted = 0 if options else None
+        for hit, thumbnail in zip(hits, thumbnails, strict=True):
+            results.add_option(Option(result_text(hit, thumbnail, width)))
+            await asyncio.sleep(0)  # one at a time, so that keys are heard in between
+        results.highlighted = 0 if hits else None
 
     def tell(self, words: str, *, is_error: bool = False) -> None:
         told = self.query_one("#told", Static)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from anyio import to_thread
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
@@ -35,16 +35,13 @@ class Thumbnails:
 
 def thumbnail(path: Path) -> list[Text]:
     """Return a picture as rows of half blocks, two pixels in each; blocks."""
-    canvas = Image.new("RGB", (COLUMNS, 2 * ROWS))
     try:
         with Image.open(path) as picture:
             picture.draft("RGB", (4 * COLUMNS, 8 * ROWS))
-            small = picture.convert("RGB")
-        small.thumbnail(canvas.size)
+            small = ImageOps.fit(picture.convert("RGB"), (COLUMNS, 2 * ROWS))
     except (OSError, Image.DecompressionBombError):
         return [Text(" " * COLUMNS) for _ in range(ROWS)]
-    canvas.paste(small, ((COLUMNS - small.width) // 2, (2 * ROWS - small.height) // 2))
-    pixels = list(zip(*[iter(canvas.tobytes())] * 3, strict=True))
+    pixels = list(zip(*[iter(small.tobytes())] * 3, strict=True))
     return [
         Text.assemble(
             *(
