@@ -1,0 +1,13 @@
+"""The examples that have no tests of their own elsewhere, run as they are documented."""
+
+from __future__ import annotations
+
+from .conftest import run
+
+
+def test_a_download_is_watched_to_its_end() -> None:
+    printed = run("download_progress.py")
+    assert "downloading" in printed
+    assert "of 61 kB" in printed
+    assert "ready" in printed
+    assert "a vector of 512 values" in printed
