@@ -1,0 +1,61 @@
+"""Embeddings over HTTP as a Ray Serve deployment that grows and shrinks with its requests.
+
+python examples/ray_serve.py demo     # offline: starts it, asks it, stops it
+serve run ray_serve:app               # from this folder, on a cluster; then POST /v1/embeddings
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import httpx
+import ray
+from ray import serve
+from sample_images import draw
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
+from aioembed.integrations.starlette import lifespan, router
+
+CPUS = 1
+"""Of each replica, which has a model of its own."""
+
+
+def application() -> Starlette:
+    """Build the application; called in each replica."""
+    model = ImageEmbeddings(
+        GIST_512, source_policy=SourcePolicy.untrusted(), threads=CPUS, decode_threads=CPUS
+    )
+    return Starlette(routes=[Mount("/", router(model))], lifespan=lifespan(model))
+
+
+deployment = serve.deployment(
+    name="embeddings",
+    autoscaling_config={"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 16},
+    max_ongoing_requests=64,
+    ray_actor_options={"num_cpus": CPUS},
+)
+app = deployment(serve.ingress(application)()).bind()
+
+
+def demo() -> None:
+    """Ask a deployment on loopback for the vectors of two pictures."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app)
+    files = [("input", (f"{number}.png", draw(number))) for number in range(2)]
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", files=files, timeout=60)
+    answer.raise_for_status()
+    print(*(f"a vector of {len(item['embedding'])}" for item in answer.json()["data"]), sep="\n")
+    serve.shutdown()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["demo"]:
+        sys.exit("usage: python ray_serve.py demo, or: serve run ray_serve:app")
+    demo()
