@@ -68,5 +68,5 @@ $(VENV)/.package: $(VENV)/.requirements $(WHEELS)/.built
 	@touch $@
 
 $(VENV)/.test-requirements: $(VENV)/.requirements
-	@$(VENV)/bin/python $(PIP) install --group test --group server-test
+	@$(VENV)/bin/python $(PIP) install --group test --group server-test --group examples
 	@touch $@
