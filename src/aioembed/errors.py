@@ -190,7 +190,7 @@ class BatchItemFailed(AioembedError):
         super().__init__(message)
         self.index = index
         self.error = error
-        self.code = error.code
+        self.code: int = error.code
 
 
 class IllegalStateMove(AioembedError):

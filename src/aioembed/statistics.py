@@ -118,8 +118,8 @@ class Stopwatch:
         self._clock = clock
         self._began = clock()
         self.seconds: dict[Stage, float] = {}
-        self.batch_size = 0
-        self.leads = False
+        self.batch_size: int = 0
+        self.leads: bool = False
 
     def restart(self) -> None:
         """Let the call begin now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import anyio
 import numpy as np
@@ -33,7 +34,7 @@ class LabelScore(BaseModel):
         similarity: Cosine between the image and the label's prompts, -1 to 1.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     label: str
     probability: float
@@ -47,7 +48,7 @@ class Classification(BaseModel):
         scores: In the order of the labels; the probabilities sum to 1.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     scores: tuple[LabelScore, ...]
 

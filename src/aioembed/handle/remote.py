@@ -34,7 +34,7 @@ class RemoteModel:
         self._cache = cache
         self._fetcher = fetcher
         self._lifecycle = lifecycle
-        self.control = DownloadControl()
+        self.control: DownloadControl = DownloadControl()
 
     async def fetch(self) -> ModelFiles:
         """Return the files, from the cache or from their servers.

@@ -37,9 +37,9 @@ class Entry:
 
     def __init__(self, root: Path, key: str) -> None:
         self.key = key
-        self.folder = root / key
-        self.record_path = self.folder / "record.json"
-        self.lock_path = root / ".locks" / f"{key}.lock"
+        self.folder: Path = root / key
+        self.record_path: Path = self.folder / "record.json"
+        self.lock_path: Path = root / ".locks" / f"{key}.lock"
 
     def prepare(self) -> None:
         """Make the folders a download needs."""

@@ -37,7 +37,7 @@ class Partial:
     def __init__(self, folder: Path, fd: int) -> None:
         self.folder = folder
         self.journal: Journal | None = None
-        self.received = 0
+        self.received: int = 0
         self._fd = fd
         self._hash = hashlib.sha256()
         self._pushed = 0

@@ -105,9 +105,9 @@ class LoopbackServer:
 
     def __init__(self, handler: Callable[[Request], Reply]) -> None:
         self.requests: list[Request] = []
-        self.connections = 0
-        self.sent = 0
-        self.active = 0
+        self.connections: int = 0
+        self.sent: int = 0
+        self.active: int = 0
         self._handler = handler
         self._changed = anyio.Event()
         self._port: int | None = None

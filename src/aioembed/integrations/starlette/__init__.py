@@ -5,10 +5,10 @@ try:
     import python_multipart as _python_multipart  # noqa: F401
     import sse_starlette as _sse_starlette  # noqa: F401
     import starlette as _starlette  # noqa: F401
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _exc:
     from aioembed.errors import MissingExtra
 
-    raise MissingExtra(exc.name or "starlette", "server") from exc
+    raise MissingExtra(_exc.name or "starlette", "server") from _exc
 
 from .drain import Drain as Drain
 from .limits import ServerLimits as ServerLimits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 __all__ = ["ServerLimits"]
@@ -22,7 +24,7 @@ class ServerLimits(BaseModel):
         max_streams: Most open streams of states.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     max_body_bytes: PositiveInt = 16 * _MEBI
     max_inputs: PositiveInt = 256

@@ -75,8 +75,8 @@ class Problem(Exception):
         waits = {"Retry-After": _RETRY_SECONDS} if status in {429, 503} else {}
         super().__init__(message)
         self.status = status
-        self.headers = {**waits, **(headers or {})}
-        self.body = ErrorBody(
+        self.headers: dict[str, str] = {**waits, **(headers or {})}
+        self.body: ErrorBody = ErrorBody(
             error=ErrorDetail(
                 message=message, type=_type_of(status), param=param, code=code, items=items
             )

@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -48,7 +49,7 @@ class ModelChoice(BaseModel):
         tokenizer: Of a text model that has none beside it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     source: str
     modality: Modality = "image"
@@ -76,7 +77,7 @@ class ServerOptions(BaseModel):
         log_level: Of uvicorn.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     models: tuple[ModelChoice, ...]
     api_key: str | None = None
