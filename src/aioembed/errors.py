@@ -4,6 +4,7 @@
 AioembedError
 ├── InvalidConfig                 an option has a value that cannot work
 ├── MissingExtra                  an optional dependency is not installed
+├── BrokenInstallation            the native module cannot be loaded
 ├── ModelNotLoaded                forward() before anything was loaded
 │   └── ModelClosed               the handle was closed
 ├── ModelBusy                     the queue is full, or strict mode and a forward is under way
@@ -63,6 +64,7 @@ __all__ = [
     "AlreadyOngoing",
     "AlreadyPaused",
     "BatchItemFailed",
+    "BrokenInstallation",
     "CacheUnwritable",
     "CheckpointError",
     "DiskFull",
@@ -148,6 +150,20 @@ class MissingExtra(AioembedError):
         super().__init__(f'{package} is not installed: pip install "aioembed[{extra}]"')
         self.package = package
         self.extra = extra
+
+
+class BrokenInstallation(AioembedError):
+    """The native module cannot be loaded; `aioembed doctor` says the same and more.
+
+    Attributes:
+        found: What is wrong.
+        advice: What to do about it.
+    """
+
+    def __init__(self, message: str, *, advice: str) -> None:
+        super().__init__(f"{message}; {advice}")
+        self.found = message
+        self.advice = advice
 
 
 class ModelNotLoaded(AioembedError):

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from aioembed.errors import (
     AioembedError,
+    BrokenInstallation,
     DownloadControlError,
     IncompatibleSpaces,
     IndexFileError,
@@ -61,6 +62,7 @@ _CODES = MappingProxyType(
         ResourceError: ExitCode.DOWNLOAD,
         DownloadControlError: ExitCode.DOWNLOAD,
         MissingExtra: ExitCode.INSTALL,
+        BrokenInstallation: ExitCode.INSTALL,
     }
 )
 

@@ -14,6 +14,8 @@ import httpcore
 import httpx
 from anyio import to_thread
 
+from ..errors import InvalidConfig
+
 __all__ = ["open_client", "read_body", "unwind"]
 
 _READ_BYTES = 1 << 20
@@ -80,11 +82,17 @@ class _WideTransport(httpx.AsyncHTTPTransport):
 
 def _new_client() -> httpx.AsyncClient:
     """Make a client; through proxies httpx does it all itself."""
-    context = _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-    transport = None if getproxies() else _WideTransport(context)
-    return httpx.AsyncClient(
-        transport=transport, verify=context, headers={"User-Agent": "aioembed"}
-    )
+    try:
+        context = _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        transport = None if getproxies() else _WideTransport(context)
+        return httpx.AsyncClient(
+            transport=transport, verify=context, headers={"User-Agent": "aioembed"}
+        )
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as exc:
+        raise InvalidConfig(
+            f"the proxy or certificate settings of the environment cannot be used: {exc}; see "
+            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from exc
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ The runtime knows nothing of images or text.
 
 from __future__ import annotations
 
+from ._extension import load_failure
 from ._file import check_program_file
 from ._threads import available_cpus, set_thread_count, thread_count
 from .program import (
@@ -26,6 +27,7 @@ __all__ = [
     "available_cpus",
     "backends",
     "check_program_file",
+    "load_failure",
     "set_thread_count",
     "thread_count",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from . import _native
+from ._extension import native as _native
 
 __all__ = ["forward_log"]
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from ..errors import InvalidConfig
-from . import _native
+from ._extension import native as _native
 
 __all__ = ["available_cpus", "set_thread_count", "thread_count", "use_pool", "wants_single_thread"]
 
@@ -43,7 +43,10 @@ class _Pool:
                 return
             wanted = self._wanted()
             if not _native.resize_pool(wanted):
-                raise InvalidConfig(f"no pool of {wanted} threads can be made; set a lower count")
+                raise InvalidConfig(
+                    f"no pool of {wanted} threads can be made: set a lower count, and see that "
+                    "/proc/cpuinfo can be read; `aioembed doctor` tells more"
+                )
             self._in_use = True
 
     def _wanted(self) -> int:

@@ -24,7 +24,8 @@ from ..errors import (
     WrongDimensions,
     shorten,
 )
-from . import _native
+from ._extension import load_failure
+from ._extension import native as _native
 from ._file import check_program_file
 from ._log import forward_log
 from ._threads import use_pool, wants_single_thread
@@ -37,8 +38,8 @@ Constant: TypeAlias = Scalar | Array | list[Scalar | Array]
 """What a constant method holds. A list of one value comes back as that value: the format does
 not tell them apart."""
 
-EXECUTORCH_VERSION: str = _native.EXECUTORCH_VERSION
-"""Version of the ExecuTorch libraries that were built in."""
+EXECUTORCH_VERSION: str = "none" if load_failure() else _native.EXECUTORCH_VERSION
+"""Version of the ExecuTorch libraries that were built in; `none` where they cannot be loaded."""
 
 _SHOWN_LINES = 3
 _HINTS = {
