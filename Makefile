@@ -10,6 +10,7 @@ SHELL := bash
 .PHONY: demo test install wheel clean
 
 PYTHON ?= python3
+PYTEST ?= -m pytest
 PYTEST_ARGS ?= --numprocesses=logical --maxprocesses=4
 EXTRAS := cli,text,server,search,textual
 
@@ -26,7 +27,7 @@ demo: install
 	@$(VENV)/bin/aioembed demo
 
 test: install $(VENV)/.test-requirements
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 install: $(VENV)/.package
 

@@ -1,0 +1,131 @@
+"""What type checkers make of the public interface: read by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from aioembed import (
+    GIST_512,
+    MODELS,
+    CallTiming,
+    Classification,
+    EmbeddingSpace,
+    EmbeddingStream,
+    Err,
+    ImageEmbeddings,
+    LabelScore,
+    ModelSpec,
+    ModelState,
+    Ok,
+    SourcePolicy,
+    Statistics,
+    Status,
+    TextEmbeddings,
+    ZeroShotClassifier,
+    classify,
+    cosine_similarity,
+    load_image,
+    use_image_embeddings,
+    use_text_embeddings,
+)
+from aioembed.errors import AioembedError, BatchItemFailed, ForwardTimeout, InvalidConfig
+
+Vector = NDArray[np.float32]
+
+
+async def handles_keep_their_type(path: Path) -> None:
+    async with ImageEmbeddings(GIST_512) as image:
+        assert_type(image, ImageEmbeddings)
+        assert_type(image.spec, ModelSpec)
+    async with TextEmbeddings(path, truncate="error") as text:
+        assert_type(text, TextEmbeddings)
+    assert_type(use_image_embeddings("gist-512"), ImageEmbeddings)
+    assert_type(use_text_embeddings(path, True), TextEmbeddings)
+    assert_type(await image.load(), None)
+    assert_type(await image.aclose(), None)
+
+
+async def images_of_every_kind_become_vectors(
+    model: ImageEmbeddings, place: os.PathLike[str], array: NDArray[np.uint8], picture: Image.Image
+) -> None:
+    assert_type(await model.forward("https://example.org/cat.jpg"), Vector)
+    assert_type(await model.forward(place), Vector)
+    assert_type(await model.forward(b"bytes", timeout=1.5), Vector)
+    assert_type(await model.embed(picture), Vector)
+    assert_type(await model.forward_batch([array, "cat.jpg", picture]), Vector)
+    await model.forward(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def texts_become_vectors(model: TextEmbeddings) -> None:
+    assert_type(await model.forward("a cat"), Vector)
+    assert_type(await model.count_tokens("a cat"), int)
+    await model.forward(b"a cat")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def states_are_values(model: ImageEmbeddings) -> None:
+    assert_type(model.state, ModelState)
+    assert_type(model.state.status, Status)
+    assert_type(model.state.is_ready, bool)
+    assert_type(model.state.download_progress, float)
+    assert_type(model.state.error, AioembedError | None)
+    assert_type(model.states(), AsyncIterator[ModelState])
+    assert_type(model.subscribe(lambda: None), Callable[[], None])
+    assert_type(await model.wait_for(Status.READY), ModelState)
+    assert_type(await model.wait_for(lambda state: state.is_ready), ModelState)
+    assert_type(model.statistics(), Statistics)
+
+
+async def streams_give_their_keys_back(model: ImageEmbeddings, paths: Iterator[Path]) -> None:
+    stream = model.embed_stream(paths)
+    assert_type(stream, EmbeddingStream[int])
+    async with stream:
+        async for result in stream:
+            if isinstance(result, Ok):
+                assert_type(result, Ok[int])
+                assert_type(result.embedding, Vector)
+            else:
+                assert_type(result, Err[int])
+                assert_type(result.error, AioembedError)
+    named = model.embed_stream(((path.name, path) for path in paths), keyed=True)
+    assert_type(named, EmbeddingStream[str])
+
+
+async def options_take_what_they_say() -> None:
+    def watch(timing: CallTiming) -> None: ...
+
+    ImageEmbeddings(GIST_512, on_call=watch, on_busy="raise", source_policy=SourcePolicy.trusted())
+    ImageEmbeddings(GIST_512, on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def functions_return_values(
+    model: ImageEmbeddings, text: TextEmbeddings, vectors: Vector
+) -> None:
+    policy = SourcePolicy.untrusted()
+    assert_type(MODELS["gist-512"], ModelSpec)
+    assert_type(await load_image("cat.jpg", policy=policy), NDArray[np.uint8])
+    assert_type(model.space, EmbeddingSpace)
+    assert_type(
+        cosine_similarity(vectors, vectors), NDArray[np.float32] | NDArray[np.float64] | float
+    )
+    classifier = ZeroShotClassifier(["cat"], image_model=model, text_model=text)
+    assert_type(await classifier.classify("cat.jpg"), Classification)
+    found = await classify("cat.jpg", ["cat", "dog"], image_model=model, text_model=text)
+    assert_type(found.best, LabelScore)
+    assert_type(found.ranked(), list[LabelScore])
+
+
+def errors_say_more(error: BatchItemFailed | ForwardTimeout | InvalidConfig) -> None:
+    assert_type(error.code, int)
+    if isinstance(error, BatchItemFailed):
+        assert_type(error.index, int)
+        assert_type(error.error, AioembedError)
+    if isinstance(error, ForwardTimeout):
+        as_builtin: TimeoutError = error
+        del as_builtin
