@@ -1,8 +1,8 @@
 """What has to hold, as sessions: `nox -l` lists them, `nox -s lint types` runs two.
 
-`.ci/run` runs `lint` and `types` with `--no-venv` in its own environment, and `wheel`, `no_extras`
-and the light extras as they are. The other Pythons, `extra` with torch and `sanitizers` are for
-before a release: they take minutes each.
+`.ci/run` runs `lint` and `types` with `--no-venv` in its own environment, and `wheel`,
+`sanitizers`, `no_extras` and the light extras as they are. The other Pythons and `extra` with
+torch are for before a release: they take minutes each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SANITIZED = ["tests/runtime", "--deselect=tests/runtime/test_memory.py"]  # it 
 def _wheel(session: nox.Session) -> Path:
     """Build the wheel for the session's Python, unless nothing has changed; return its path.
 
-    AIOEMBED_WHEEL names one that is there already.
+    AIOEMBED_WHEEL names one that is there already; AIOEMBED_BUILD is where it was built.
     """
     if built := os.environ.get("AIOEMBED_WHEEL"):
         return Path(built).resolve()
@@ -136,7 +136,7 @@ def docs(session: nox.Session) -> None:
 def sanitizers(session: nox.Session) -> None:
     """The native module's tests under AddressSanitizer and UBSan."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    tools = Path(f".venv-build-{version}", "bin").resolve()
+    tools = Path(os.environ.get("AIOEMBED_BUILD", f".venv-build-{version}"), "bin").resolve()
     _install(session)
     settings = (
         "cmake.define.AIOEMBED_SANITIZE=ON", "cmake.build-type=Debug", "build-dir=build/sanitizers"

@@ -69,7 +69,7 @@ def test_available_cpus_is_the_affinity_bounded_by_the_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus: int
 ) -> None:
     monkeypatch.setattr(_threads, "_scheduled_cpus", lambda: 8)
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda _root: quota)
+    monkeypatch.setattr(_threads, "_QUOTA", quota)
     assert available_cpus() == cpus
 
 

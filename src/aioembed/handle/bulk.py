@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BatchItemFailed, InvalidConfig, InvalidUserInput, shorten
 from .calls import Calls
-from .items import Items, keyed_items
+from .items import Items, is_iterable_of_items, keyed_items
 from .nursery import Nursery
 from .stream import EmbeddingStream, Err, Pipeline
 
@@ -119,9 +119,7 @@ class BulkEmbedding(ABC, Generic[InputT]):
             ModelClosed: The handle was closed.
             AioembedError: The load that this call waited for failed.
         """
-        if isinstance(items, str | bytes | bytearray | memoryview) or not isinstance(
-            items, Iterable
-        ):
+        if not is_iterable_of_items(items, Iterable):
             raise InvalidUserInput(
                 f"a {type(items).__name__} is no iterable of items: pass a list of them"
             )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Container, Generator, Iterable
 from contextlib import aclosing
+from types import UnionType
 from typing import Any, TypeVar
 
 from anyio.lowlevel import checkpoint
 
 from ..errors import InvalidUserInput
 
-__all__ = ["Items", "keyed_items"]
+__all__ = ["Items", "is_iterable_of_items", "keyed_items"]
 
 ItemT = TypeVar("ItemT")
 Items = Iterable[ItemT] | AsyncIterable[ItemT]
 """A plain iterable is advanced on the event loop, so it must not block."""
 
 _PAIR = 2
+
+
+def is_iterable_of_items(items: object, kinds: type | UnionType = Iterable | AsyncIterable) -> bool:
+    """Whether something can be iterated over and is not itself one item."""
+    return isinstance(items, kinds) and not isinstance(items, str | bytes | bytearray | memoryview)
 
 
 def keyed_items(
@@ -32,9 +38,7 @@ def keyed_items(
     Raises:
         InvalidUserInput: No iterable, or one item in place of an iterable of them.
     """
-    if isinstance(items, str | bytes | bytearray | memoryview) or not isinstance(
-        items, Iterable | AsyncIterable
-    ):
+    if not is_iterable_of_items(items):
         raise InvalidUserInput(
             f"a {type(items).__name__} is no iterable of items: pass a list, a generator or an "
             "async generator of them"

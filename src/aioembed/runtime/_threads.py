@@ -79,12 +79,12 @@ def thread_count() -> int:
 def available_cpus() -> int:
     """Return how many CPUs this process may use: its affinity, and its cgroups' quota.
 
+    The quota is that of the import: event loops ask for the count, and reading files blocks them.
     A quota of 2.5 CPUs counts as 2: a pool that exceeds its quota is stopped by the kernel, with
     the event loop, until the next period.
     """
-    quota = _cgroup_quota(Path("/"))
     cpus = _scheduled_cpus()
-    return cpus if quota is None else max(1, min(cpus, int(quota)))
+    return cpus if _QUOTA is None else max(1, min(cpus, int(_QUOTA)))
 
 
 def wants_single_thread(threads: int | None) -> bool:
@@ -171,3 +171,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
+
+
+_QUOTA = _cgroup_quota(Path("/"))
