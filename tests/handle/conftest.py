@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import anyio
 import numpy as np
 import pytest
+from blockbuster import blockbuster_ctx
 from numpy.typing import NDArray
 
 from aioembed.handle import Inputs, LoadedModel, loader
@@ -35,6 +36,13 @@ class Brake:
 
     async def wait_entered(self) -> None:
         await anyio.to_thread.run_sync(self._entered.acquire)
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """Let a call of the library that blocks asyncio's event loop raise."""
+    with blockbuster_ctx("aioembed"):
+        yield
 
 
 @pytest.fixture
