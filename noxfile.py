@@ -2,7 +2,7 @@
 
 `.ci/run` runs `lint` and `types` with `--no-venv` in its own environment, and `wheel`,
 `sanitizers`, `no_extras` and the light extras as they are. The other Pythons and `extra` with
-torch are for before a release: they take minutes each.
+torch or Ray are for before a release: they take minutes each.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ EXTRAS = {
     "cli": ["tests/cli", "tests/resources/test_cli.py"],
     "text": ["tests/text"],
     "server": ["tests/server"],
+    "search": ["tests/index"],
+    "textual": ["tests/tui"],
+    "ray": ["tests/integrations"],
     "export": ["tests/export", "-m", "export"],
 }
+EVERYTHING = "cli,text,server,search,textual,ray,export"
 _SANITIZED = ["tests/runtime", "--deselect=tests/runtime/test_memory.py"]  # it reads RSS
 
 
@@ -58,7 +62,7 @@ def _install(session: nox.Session, extras: str = "", groups: tuple[str, ...] = (
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite, with the extras that need no torch."""
-    _install(session, "cli,text,server", ("test", "server-test"))
+    _install(session, "cli,text,server,search,textual", ("test", "server-test", "examples"))
     session.run("python", "-m", "pytest", "-n", "logical", "--maxprocesses=4", *session.posargs)
 
 
@@ -84,7 +88,7 @@ def extra(session: nox.Session, name: str) -> None:
 def lint(session: nox.Session) -> None:
     """Style and layers."""
     if session.venv_backend != "none":
-        _install(session, "cli,text,server", ("lint",))
+        _install(session, EVERYTHING, ("lint",))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", env={"PYTHONPATH": "src"})
@@ -94,7 +98,9 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: mypy over everything, pyright over the public types and the typing tests."""
     if session.venv_backend != "none":
-        _install(session, "cli,text,server,export", ("lint", "test", "server-test"))
+        _install(
+            session, EVERYTHING, ("lint", "test", "server-test", "examples", "examples-ray", "docs")
+        )
     session.run("mypy")
     python = session.run("python", "-c", "import sys; print(sys.executable)", silent=True)
     command = ["pyright", "--pythonpath", str(python).strip()]
@@ -127,9 +133,14 @@ def _verify_public_types(session: nox.Session, command: list[str]) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The pages, built strictly."""
-    _install(session, "cli,text,server", ("test", "docs"))
-    session.run("mkdocs", "build", "--quiet", "--strict", "--config-file", "docs/site/mkdocs.yml")
+    """The pages, built strictly, their links followed."""
+    if session.venv_backend != "none":
+        _install(session, EVERYTHING, ("test", "docs"))
+    session.run(
+        *("mkdocs", "build", "--quiet", "--strict", "--config-file", "docs/site/mkdocs.yml"),
+        env={"NO_MKDOCS_2_WARNING": "1"},
+    )
+    session.run("python", "docs/site/check_offline.py", "build/docs")
 
 
 @nox.session(python=f"{sys.version_info.major}.{sys.version_info.minor}")

@@ -120,8 +120,9 @@ def text_reference(folder: Path, case: Case) -> Iterator[Any]:
 
     model = CLIPTextModelWithProjection.from_pretrained(folder / case.weights).eval()
     content = json.loads((folder / case.weights / "tokenizer.json").read_text(encoding="utf-8"))
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m)
-              for m in content["model"]["merges"]]  # fmt: skip
+    merges: Any = [
+        tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in content["model"]["merges"]
+    ]
     tokenizer = CLIPTokenizer(vocab=content["model"]["vocab"], merges=merges)
     for text in texts():
         ids = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from latency_models import IMAGE, TEXT, checkpoint, input_file, make_model, model_path
 
+from latency_models import IMAGE, TEXT, checkpoint, input_file, make_model, model_path
 from programs import folder
 
 LENGTHS = {"image": (0,), "text": (16, 77)}

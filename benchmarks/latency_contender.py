@@ -91,6 +91,7 @@ def openvino_runner(path: str, given: np.ndarray[Any, Any], name: str) -> Run:
 
 def torch_runner(path: str, given: np.ndarray[Any, Any], name: str) -> Run:
     import torch
+
     from latency_models import torch_tower
 
     tower_module = torch_tower("text" if given.dtype == np.int64 else "image", Path(path))

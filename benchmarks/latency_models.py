@@ -79,7 +79,7 @@ def inputs(tower: str, length: int, index: int = 0) -> dict[str, np.ndarray[Any,
     """Return transformers' inputs of the scene or text of that index."""
     if tower == "image":
         pixels = (picture(index) / 255 - MEAN) / STD
-        return {"pixel_values": np.float32(pixels.transpose(2, 0, 1)[np.newaxis])}
+        return {"pixel_values": pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32)}
     words = 7919 * (np.arange(length - 2) + 97 * index + 1) % 49406
     return {"input_ids": np.concatenate([[49406], words, [49407]])[np.newaxis]}
 

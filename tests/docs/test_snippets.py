@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import inspect
 import re
@@ -129,6 +130,7 @@ def test_a_snippet_runs(snippet: Snippet, folder: Path) -> None:
     if "TextEmbeddings" in snippet.code:
         pytest.importorskip("tokenizers")
     with ExitStack() as running:
+        running.callback(gc.unfreeze)  # a page tells servers to freeze what they have imported
         stage = Stage(snippet, folder, running)
         if stage.awaits:
             anyio.run(stage.run)

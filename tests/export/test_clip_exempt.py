@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from aioembed.export.clip.exempt import exempt_linears  # noqa: E402
-from aioembed.export.clip.rounding import imitated_int8  # noqa: E402
-from aioembed.export.lowering import lower  # noqa: E402
+import torch
+
+from aioembed.export.clip.exempt import exempt_linears
+from aioembed.export.clip.rounding import imitated_int8
+from aioembed.export.lowering import lower
 
 pytestmark = pytest.mark.export
 
@@ -16,11 +18,11 @@ pytestmark = pytest.mark.export
 def two_linears(*, outlier: float) -> torch.nn.Sequential:
     """Two linears; an outlier in every row of the second takes all its int8 levels."""
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)).eval()
+    first, second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
     with torch.no_grad():
-        module[0].weight[0] = 0
-        module[1].weight[:, 0] += outlier
-    return module
+        first.weight[0] = 0
+        second.weight[:, 0] += outlier
+    return torch.nn.Sequential(first, second).eval()
 
 
 def samples_of(module: torch.nn.Module) -> tuple[list[tuple[torch.Tensor]], torch.Tensor]:
@@ -34,7 +36,7 @@ class Normalised(torch.nn.Sequential):
     """A sequence whose output has length 1."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(super().forward(x), dim=-1)
+        return torch.nn.functional.normalize(super().forward(x), dim=-1)  # type: ignore[no-untyped-call]
 
 
 def test_even_weights_are_rounded_all() -> None:
@@ -54,7 +56,9 @@ def test_the_imitation_rounds_inside_and_restores_behind() -> None:
     (x,), *_ = samples_of(module)[0]
     with torch.no_grad():
         exact = module(x)
-        with imitated_int8([module[0]]):
+        first = module[0]
+        assert isinstance(first, torch.nn.Linear)
+        with imitated_int8([first]):
             assert not torch.equal(module(x), exact)
         assert torch.equal(module(x), exact)
 
