@@ -6,10 +6,10 @@ Needs the extra `search`.
 try:
     import apsw as apsw
     import sqlite_vec as sqlite_vec
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _exc:
     from aioembed.errors import MissingExtra
 
-    raise MissingExtra(exc.name or "sqlite-vec", "search") from exc
+    raise MissingExtra(_exc.name or "sqlite-vec", "search") from _exc
 
 from .index import EmbeddingIndex as EmbeddingIndex
 from .records import Hit as Hit

@@ -35,19 +35,19 @@ class Metrics:
 
     def __init__(self, models: ServedModels) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests: Counter = Counter(
             "aioembed_requests",
             "Requests that were answered.",
             ("method", "path", "status"),
             registry=self._registry,
         )
-        self.seconds = Histogram(
+        self.seconds: Histogram = Histogram(
             "aioembed_request_seconds",
             "From a request's head to the end of its answer.",
             ("path",),
             registry=self._registry,
         )
-        self.running = Gauge(
+        self.running: Gauge = Gauge(
             "aioembed_requests_running", "Requests that run now.", registry=self._registry
         )
         self._registry.register(_ModelCollector(models))

@@ -5,10 +5,10 @@ Needs the extra `textual`.
 
 try:
     import textual as textual
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _exc:
     from aioembed.errors import MissingExtra
 
-    raise MissingExtra(exc.name or "textual", "textual") from exc
+    raise MissingExtra(_exc.name or "textual", "textual") from _exc
 
 from .binding import ModelMixin as ModelMixin
 from .binding import StateChanged as StateChanged

@@ -59,7 +59,7 @@ class ModelStatus(Widget, can_focus=True):
     | `model-status--key` | The key that tries again. |
     """
 
-    DEFAULT_CSS = """
+    DEFAULT_CSS: ClassVar[str] = """
     ModelStatus {
         height: auto;
         min-height: 3;
