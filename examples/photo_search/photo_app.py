@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar
 
 from anyio import to_thread
-from rendering import Thumbnails, result_text
+from rendering import Thumbnails, result_lines
+from results import Results
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.reactive import reactive
-from textual.widgets import Footer, Input, OptionList, ProgressBar, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Footer, Input, ProgressBar, Static
 
 from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
 from aioembed.errors import AioembedError
@@ -73,7 +74,7 @@ class PhotoSearch(ModelMixin, App[None]):
                 wanted = "a picture or words" if self.text_model else "a picture's name or path"
                 yield Input(placeholder=f"search: {wanted}", id="query")
                 yield Static("", id="told")
-                yield OptionList(id="results")
+                yield Results(id="results")
         yield Footer()
 
     async def on_mount(self) -> None:
@@ -81,6 +82,7 @@ class PhotoSearch(ModelMixin, App[None]):
         if self.text_model is not None:
             self.use_model(self.text_model, "text_state")
         self.query_one("#query").focus()
+        gc.freeze()  # a full collection would look at every module, and hold the keys up meanwhile
         self.set_interval(PROGRESS_SECONDS, self.show_report)
         try:
             await self.resources.enter_async_context(self.index)
@@ -140,9 +142,9 @@ class PhotoSearch(ModelMixin, App[None]):
         if event.value.strip():
             self.search(event.value.strip())
 
-    @on(OptionList.OptionSelected, "#results")
-    def search_like(self, event: OptionList.OptionSelected) -> None:
-        self.search(self.hits[event.option_index].key)
+    @on(Results.Chosen)
+    def search_like(self, event: Results.Chosen) -> None:
+        self.search(self.hits[event.number].key)
 
     @work(exclusive=True, group="search")
     async def search(self, query: str) -> None:
@@ -174,15 +176,17 @@ class PhotoSearch(ModelMixin, App[None]):
         return None
 
     async def show_hits(self, hits: Sequence[Hit]) -> None:
-        results = self.query_one("#results", OptionList)
+        results = self.query_one(Results)
         width = max(20, results.scrollable_content_region.width - 4)
         thumbnails = [await self.thumbnails.get(hit.key) for hit in hits]
         self.hits = hits
-        results.clear_options()
-        for hit, thumbnail in zip(hits, thumbnails, strict=True):
-            results.add_option(Option(result_text(hit, thumbnail, width)))
-            await asyncio.sleep(0)  # one at a time, so that keys are heard in between
-        results.highlighted = 0 if hits else None
+        results.show(
+            [
+                line
+                for hit, thumbnail in zip(hits, thumbnails, strict=True)
+                for line in result_lines(hit, thumbnail, width)
+            ]
+        )
 
     def tell(self, words: str, *, is_error: bool = False) -> None:
         told = self.query_one("#told", Static)

@@ -8,22 +8,28 @@ from pathlib import Path
 from anyio import to_thread
 from PIL import Image, ImageOps
 from rich.color import Color
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
+from textual.strip import Strip
 
 from aioembed.index import Hit
 
 COLUMNS, ROWS = 12, 4
 KEPT = 500
 
+Row = list[Segment]
+
+_BOLD, _PLAIN, _DIM, _GREEN = (Style.parse(name) for name in ("bold", "none", "dim", "green"))
+
 
 class Thumbnails:
     """Thumbnails by path, made in worker threads; the latest ones are kept."""
 
     def __init__(self) -> None:
-        self._made: OrderedDict[str, list[Text]] = OrderedDict()
+        self._made: OrderedDict[str, list[Row]] = OrderedDict()
 
-    async def get(self, path: str) -> list[Text]:
+    async def get(self, path: str) -> list[Row]:
         """Return the rows of a thumbnail, blank ones for a picture that cannot be read."""
         if path not in self._made:
             self._made[path] = await to_thread.run_sync(thumbnail, Path(path))
@@ -33,40 +39,38 @@ class Thumbnails:
         return self._made[path]
 
 
-def thumbnail(path: Path) -> list[Text]:
-    """Return a picture as rows of half blocks, two pixels in each; blocks."""
+def thumbnail(path: Path) -> list[Row]:
+    """Return a picture as rows of half blocks, two pixels in each; blanks if it cannot be read."""
     try:
         with Image.open(path) as picture:
             picture.draft("RGB", (4 * COLUMNS, 8 * ROWS))
             small = ImageOps.fit(picture.convert("RGB"), (COLUMNS, 2 * ROWS))
     except (OSError, Image.DecompressionBombError):
-        return [Text(" " * COLUMNS) for _ in range(ROWS)]
-    pixels = list(zip(*[iter(small.tobytes())] * 3, strict=True))
+        return [[Segment(" " * COLUMNS)] for _ in range(ROWS)]
+    colors = [Color.from_rgb(*rgb) for rgb in zip(*[iter(small.tobytes())] * 3, strict=True)]
+    lines = [colors[start : start + COLUMNS] for start in range(0, len(colors), COLUMNS)]
     return [
-        Text.assemble(
-            *(
-                ("▀", Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
-                for upper, lower in zip(
-                    pixels[2 * row * COLUMNS : (2 * row + 1) * COLUMNS],
-                    pixels[(2 * row + 1) * COLUMNS : (2 * row + 2) * COLUMNS],
-                    strict=True,
-                )
-            )
-        )
-        for row in range(ROWS)
+        [
+            Segment("▀", Style(color=upper, bgcolor=lower))
+            for upper, lower in zip(*pair, strict=True)
+        ]
+        for pair in zip(lines[::2], lines[1::2], strict=True)
     ]
 
 
-def result_text(hit: Hit, rows: list[Text], width: int) -> Text:
+def result_lines(hit: Hit, rows: list[Row], width: int) -> list[Strip]:
     """Return a result: the thumbnail, and beside it name, similarity and a bar of it."""
     room = max(4, width - COLUMNS - 2)
-    name = Text(Path(hit.key).name, "bold")
+    name = Text(Path(hit.key).name)
     name.truncate(room, overflow="ellipsis")
-    folder = Text(str(Path(hit.key).parent), "dim")
+    folder = Text(str(Path(hit.key).parent))
     if folder.cell_len > room:
-        folder = Text(f"…{folder.plain[1 - room :]}", "dim")
+        folder = Text(f"…{folder.plain[1 - room :]}")
     filled = round(room * max(0.0, hit.similarity))
-    bar = Text.assemble(("━" * filled, "green"), ("━" * (room - filled), "dim"))
-    beside = [name, Text(f"{hit.similarity:.3f}"), bar, folder]
-    lines = [Text.assemble(row, "  ", words) for row, words in zip(rows, beside, strict=True)]
-    return Text("\n").join(lines)
+    beside = [
+        [Segment(name.plain, _BOLD)],
+        [Segment(f"{hit.similarity:.3f}", _PLAIN)],
+        [Segment("━" * filled, _GREEN), Segment("━" * (room - filled), _DIM)],
+        [Segment(folder.plain, _DIM)],
+    ]
+    return [Strip([*row, Segment("  "), *words]) for row, words in zip(rows, beside, strict=True)]
