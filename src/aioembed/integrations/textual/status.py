@@ -125,7 +125,7 @@ class ModelStatus(Widget, can_focus=True):
     def watch_state(self, old: ModelState, new: ModelState) -> None:
         """Show another state."""
         if old.status is not new.status or not self.has_class(f"-{new.status}"):
-            self.remove_class(*(f"-{status}" for status in Status))
+            self.remove_class(*(f"-{status}" for status in Status), update=False)
             self.add_class(f"-{new.status}")
         is_other = not _look_alike(old, new)
         if is_other:
