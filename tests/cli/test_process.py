@@ -48,6 +48,8 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             connection, _ = server.accept()
             with connection:
+                connection.settimeout(60)
+                assert connection.recv(3) == b"GET"
                 process.send_signal(signal.SIGINT)
                 stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
