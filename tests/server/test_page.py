@@ -167,5 +167,5 @@ def test_the_download_is_followed_until_the_heat_map_appears(
             shoot(page, "downloading")
             assert 0 <= page.locator("progress").evaluate("(bar) => bar.value") < 1
             page.locator("#heatmap td").nth(3).wait_for()
-            assert page.locator(".status").inner_text() == "ready"
+            page.locator(".status", has_text="ready").wait_for()
         assert server.stop() == 0
