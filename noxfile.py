@@ -1,8 +1,8 @@
 """What has to hold, as sessions: `nox -l` lists them, `nox -s lint types` runs two.
 
-`.ci/run` runs `lint` and `types` with `--no-venv` in its own environment, and `wheel`,
-`sanitizers`, `no_extras` and the light extras as they are. The other Pythons and `extra` with
-torch or Ray are for before a release: they take minutes each.
+`.ci/run` runs `lint`, `types` and `docs` with `--no-venv` in its own environment, and `wheel`,
+`sanitizers` and `no_extras` as they are. The other Pythons and each extra alone are for before a
+release: they take minutes each.
 """
 
 from __future__ import annotations
