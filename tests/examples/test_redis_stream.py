@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 
 from aioembed import GIST_512, ImageEmbeddings
-from aioembed.index import EmbeddingIndex
 from aioembed.testing import LoopbackServer, Reply, Request
 
 from .conftest import run, start
 
 redis = pytest.importorskip("redis")
+pytest.importorskip("apsw")
+pytest.importorskip("sqlite_vec")
 if shutil.which("redis-server") is None:
     pytest.skip("needs redis-server", allow_module_level=True)
 
 from local_redis import LocalRedis, local_redis
 from redis_stream import Consumer, Settings, connect
 from sample_images import draw
+
+from aioembed.index import EmbeddingIndex
 
 pytestmark = pytest.mark.anyio
 POISON_EVERY = 40
