@@ -39,13 +39,23 @@ def test_a_reader_that_went_away_ends_it_quietly() -> None:
     assert done.stderr == b""
 
 
+def _hear_ctrl_c() -> None:
+    """A shell's background jobs, and so what they start, ignore the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_ends_it_with_130_and_no_traceback() -> None:
     """Interrupted while it waits for a server that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/cat.png"
         command = [sys.executable, "-m", "aioembed", "embed", url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509  # no other thread runs here
+        ) as process:
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(60)
