@@ -91,7 +91,7 @@ async def test_promise_22_pausing_one_of_two_callers_leaves_the_other_going(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     control = DownloadControl()
-    async with scripted(serve_file(bytes_per_second=1e6)) as server:
+    async with scripted(serve_file(bytes_per_second=1e5)) as server:
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: make_fetcher().fetch([server.resource()], control=control))
             await server.wait_for(lambda: server.sent > 50_000)
