@@ -73,7 +73,7 @@ GIST_512 = ModelSpec(
     modality="image",
     embedding_dim=512,
     size_bytes=61344,
-    sha256="8976923ecca3a40898f0aa41f094fe0284791ce69645cd854643320772c14e37",
+    sha256="9c5eb1bf7aa025e514f7e4fba13be1d658384ad965331159688cc7a091e36d2f",
     licence="MIT",
     summary="GIST scene descriptor, ships with the library: near-duplicates, not semantic",
 )
