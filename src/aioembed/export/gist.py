@@ -55,7 +55,12 @@ MAX_BATCH = 8
 
 _SIDE = GIST_PREPROCESSING.height
 _KERNEL = 13
-_STRIDES = (4, 4, 2, 1)  # by scale; a response's magnitude changes little over a sigma of 3.6 pixels
+_STRIDES = (
+    4,
+    4,
+    2,
+    1,
+)  # by scale; a response's magnitude changes little over a sigma of 3.6 pixels
 _FREQUENCY = 0.14
 _BLUR_SIGMA = _SIDE / 8
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, ImageFile
 
 from ..errors import AioembedError, ImageDecodeError, ImageTooLarge
@@ -17,7 +16,7 @@ from .containers import orientation_of, walk
 from .geometry import Turn
 from .layout import turn_upright
 from .policy import ImageFormat, SourcePolicy
-from .resample import Pixels, RgbImage
+from .resample import Pixels, RgbImage, as_array
 from .sniff import image_format
 
 __all__ = ["EncodedImage", "Stored", "check_bytes", "check_size", "decode", "open_encoded"]
@@ -40,7 +39,7 @@ class Stored(NamedTuple):
     """Decoded pixels in the order they are stored in.
 
     Attributes:
-        pixels: In mode RGB, or uint8 `(height, width, 3)`.
+        pixels: In mode RGB or L, or uint8 `(height, width, 3)`.
         size: Width and height of the whole image in pixels, before any shrinking.
         orientation: EXIF's, 1 to 8, still to be applied.
         shrunk: Factor by which the decoder has shrunk both sides.
@@ -79,7 +78,9 @@ class EncodedImage(NamedTuple):
                 shrunk = _shrink(self.image, enough)
             self.image.load()
             size = size if shrunk > 1 else self.image.size
-            return Stored(to_rgb(self.image), size, self.orientation, shrunk)
+            grey = self.image.mode == "L"  # three times the work as RGB
+            pixels = self.image if grey else to_rgb(self.image)
+            return Stored(pixels, size, self.orientation, shrunk)
 
 
 def check_bytes(count: int, policy: SourcePolicy) -> None:
@@ -141,6 +142,7 @@ def open_encoded(data: bytes, policy: SourcePolicy) -> EncodedImage:
         check_size(container.size, policy)
     with _as_decode_error(name):
         image = _decoder(name)(io.BytesIO(container.payload))
+        image.decodermaxblock = len(container.payload)  # in one piece: it is in memory already
     check_size(image.size, policy)
     if container.size is not None and max(image.size) > max(container.size):
         raise ImageDecodeError(f"a damaged {name}: its header states two sizes")
@@ -167,7 +169,7 @@ def decode(data: bytes, policy: SourcePolicy) -> RgbImage:
         ImageDecodeError: No image, or a damaged one.
     """
     stored = open_encoded(data, policy).load(lambda _size, _orientation: None)
-    return turn_upright(np.asarray(stored.pixels), Turn.of(stored.orientation))
+    return turn_upright(as_array(stored.pixels), Turn.of(stored.orientation))
 
 
 def _decoder(name: ImageFormat) -> type[ImageFile.ImageFile]:

@@ -12,7 +12,7 @@ from ..spec import Preprocessing
 from .decode import Stored
 from .geometry import Geometry
 from .layout import lay_out, pad, turn_upright
-from .resample import RgbImage, resample_antialiased, resample_plain
+from .resample import RgbImage, as_array, resample_antialiased, resample_plain
 
 __all__ = ["check_array", "preprocess", "program_input", "smallest_enough"]
 
@@ -68,7 +68,7 @@ def program_input(stored: Stored, preprocessing: Preprocessing) -> NDArray[np.fl
     pixels = stored.pixels
     kernel = preprocessing.interpolation
     if x.is_identity and y.is_identity:
-        small = np.asarray(pixels)
+        small = as_array(pixels)
     elif preprocessing.antialias:
         small = resample_antialiased(pixels, x, y, kernel, stored.shrunk, rows_first=turn.swap)
     else:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .color import to_rgb
 from .geometry import Axis
 
-__all__ = ["Pixels", "RgbImage", "resample_antialiased", "resample_plain"]
+__all__ = ["Pixels", "RgbImage", "as_array", "resample_antialiased", "resample_plain"]
 
 RgbImage = NDArray[np.uint8]
 """Rows, columns, and the channels red, green, blue: uint8 `(height, width, 3)`."""
@@ -32,11 +33,20 @@ That stays within one level of the kernel over all pixels; over both sides, or f
 does not.
 """
 
+_WORTH_PICKING = 1 << 20
+"""Pixels from which on picking the neighbours is faster than unpacking the whole image."""
+
+_AFFINE = Image.Transform.AFFINE
 _FIXED_POINT_BITS = 11
 _ONE = 1 << _FIXED_POINT_BITS
 _CUBIC_A = np.float32(-0.75)
 _Weights = NDArray[np.int32]
 _Indices = NDArray[np.intp]
+
+
+def as_array(pixels: Pixels) -> RgbImage:
+    """Return pixels as uint8 `(height, width, 3)`."""
+    return np.asarray(to_rgb(pixels)) if isinstance(pixels, Image.Image) else pixels
 
 
 def resample_antialiased(
@@ -53,7 +63,7 @@ def resample_antialiased(
     The result is within one level of what resizing all of the image and then cutting gives.
 
     Args:
-        pixels: The image, in mode RGB or as uint8 `(height, width, 3)`.
+        pixels: The image, in mode RGB or L or as uint8 `(height, width, 3)`.
         x: Along its width.
         y: Along its height.
         interpolation: The kernel.
@@ -69,7 +79,7 @@ def resample_antialiased(
     first, _ = passes = (y, x) if rows_first else (x, y)
     large = x.resized * y.resized > _WORTH_CUTTING * x.kept * y.kept
     if not (rows_first or large or shrunk > 1 or first.source >= 2 * _GAP * first.resized):
-        whole = np.asarray(image.resize((x.resized, y.resized), kernel))
+        whole = as_array(image.resize((x.resized, y.resized), kernel))
         return whole[y.first : y.first + y.kept, x.first : x.first + x.kept]
     for axis in passes:
         begin, end = (place / shrunk for place in axis.span)
@@ -80,7 +90,7 @@ def resample_antialiased(
             box=(begin, 0, end, image.height) if across else (0, begin, image.width, end),
             reducing_gap=_GAP if axis is first else None,
         )
-    return np.asarray(image)
+    return as_array(image)
 
 
 def resample_plain(pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolation) -> RgbImage:
@@ -101,13 +111,12 @@ def resample_plain(pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolatio
     """
     columns, column_weights = _taps(x, interpolation)
     rows, row_weights = _taps(y, interpolation)
-    used, places = np.unique(rows, return_inverse=True)
-    places = places.reshape(rows.shape)
-    lines = _crossings(pixels, used, columns.reshape(-1)).reshape(len(used), len(columns), -1, 3)
-    across = np.einsum("rtcx,tc->rcx", lines, column_weights, dtype=np.int32, casting="unsafe")
-    taps = [(across[places[tap]], row_weights[tap][:, None, None]) for tap in range(len(rows))]
+    neighbours = _neighbours(pixels, (y, x), (rows, columns))
+    across = np.einsum(
+        "rcyxk,cx->ryxk", neighbours, column_weights, dtype=np.int32, casting="unsafe"
+    )
     total = np.zeros((y.kept, x.kept, 3), np.int32)
-    for line, weight in taps:
+    for line, weight in zip(across, row_weights[:, :, None, None], strict=True):
         total += ((line >> 4) * weight) >> 16 if interpolation == "bilinear" else line * weight
     if interpolation == "bilinear":
         return np.asarray((total + 2) >> 2, np.uint8)
@@ -144,21 +153,37 @@ def _cubic(part: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack((first, second, third, 1 - first - second - third))
 
 
-def _crossings(pixels: Pixels, rows: _Indices, columns: _Indices) -> RgbImage:
-    """Return the pixels where some rows and columns cross.
+def _neighbours(
+    pixels: Pixels, axes: tuple[Axis, Axis], indices: tuple[_Indices, _Indices]
+) -> RgbImage:
+    """Return the pixels that are weighed, `(row taps, column taps, height, width, 3)`.
 
-    Of a large Pillow image the other rows are not unpacked.
+    Args:
+        pixels: The stored image.
+        axes: Along its height, and its width.
+        indices: Of the rows and of the columns, as `_taps` gives them.
     """
-    if isinstance(pixels, Image.Image) and 2 * len(rows) > pixels.height:
-        pixels = np.asarray(pixels)
-    if not isinstance(pixels, Image.Image):
-        return pixels[rows[:, None], columns]
-    width = pixels.width
-    found = np.empty((len(rows), len(columns)), np.uint32)
-    start = 0
-    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
-        strip = pixels.crop((0, int(run[0]), width, int(run[-1]) + 1)).tobytes("raw", "RGBX")
-        stop = start + len(run)
-        found[start:stop] = np.frombuffer(strip, np.uint32).reshape(-1, width)[:, columns]
-        start = stop
-    return found.view(np.uint8).reshape(len(rows), len(columns), 4)[..., :3]
+    if isinstance(pixels, Image.Image) and pixels.width * pixels.height > _WORTH_PICKING:
+        (down, tops), (along, lefts) = map(_progression, axes, indices)
+        if len(tops) and len(lefts):
+            size = (axes[1].kept, axes[0].kept)
+            places = [[(along, 0, left, 0, down, top) for left in lefts] for top in tops]
+            picked = [[pixels.transform(size, _AFFINE, place) for place in row] for row in places]
+            return np.asarray([[as_array(image) for image in row] for row in picked])
+    rows, columns = indices
+    return as_array(pixels)[rows[:, None, :, None], columns[None, :, None, :]]
+
+
+def _progression(axis: Axis, indices: _Indices) -> tuple[float, NDArray[np.float64]]:
+    """Return step and starts of which Pillow's nearest neighbours are the indices.
+
+    That spares unpacking a large image. There are no starts where they are not the same, as at an
+    edge that has to be repeated.
+    """
+    step = axis.source / axis.resized
+    reach = len(indices) // 2
+    # Places between pixels come in multiples of 1 / (2 * resized): none is near a whole number.
+    centre = axis.first * step - 0.5 + 1 / (4 * axis.resized)
+    starts = centre + np.arange(1 - reach, 1 + reach, dtype=np.float64)
+    found = np.floor(step * (np.arange(axis.kept) + 0.5) + starts[:, None])
+    return step, starts if np.array_equal(found, indices) else starts[:0]
