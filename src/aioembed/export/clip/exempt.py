@@ -12,7 +12,8 @@ from aioembed.export.clip.rounding import imitated_int8
 __all__ = ["exempt_linears"]
 
 _MOST_LOSS = 7e-4
-_MOST_SAMPLES = 8
+_MOST_TOKENS = 800
+"""Tokens or patches of the samples that are tried: each linear costs a pass over them."""
 
 
 def exempt_linears(
@@ -28,7 +29,8 @@ def exempt_linears(
         samples: Inputs.
         wanted: Their vectors by transformers, `(samples, embedding_dim)`.
     """
-    step = -(-len(samples) // _MOST_SAMPLES)
+    tokens = sum(sample[0].shape[1] for sample in samples)
+    step = -(-tokens // _MOST_TOKENS)
     samples, wanted = samples[::step], wanted[::step]
     linears = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     if _loss(module, linears, samples, wanted) <= _MOST_LOSS:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BATCH", "RECIPE", "ClipOptions", "export_clip"]
 
-RECIPE = "clip-2"
+RECIPE = "clip-3"
 """Version of the rewrite; it changes whenever the same checkpoint gives other vectors or inputs."""
 
 MAX_BATCH = 4

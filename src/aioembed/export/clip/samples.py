@@ -20,6 +20,8 @@ __all__ = ["image_samples", "text_samples"]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 _MOST = 32
 _LENGTHS = (2, 3, 5, 8, 12, 16, 24, 40, 77)
+_REPETITIVE_LENGTHS = (24, 77)
+_DIFFERENT = (1, 1, 1, 2, 2, 4)
 
 Samples = Sequence[tuple[Tensor, ...]]
 
@@ -40,15 +42,24 @@ def image_samples(preprocessing: Preprocessing, folder: Path | None) -> Samples:
 
 
 def text_samples(shape: TextShape) -> Samples:
-    """Return texts of several lengths as a program's inputs: random words, the same each time."""
+    """Return texts of several lengths as a program's inputs, the same each time.
+
+    Some are of random words. In others one word, or a few in turn, fill the text: all of its
+    positions are alike then, and what int8 rounds away adds up where it averages out otherwise.
+    """
     generator = torch.Generator().manual_seed(0)
     end = shape.end_of_text
     start = end - 1
-    samples = []
-    for length in sorted({min(length, shape.context_length) for length in _LENGTHS}):
-        words = torch.randint(0, start, (length - 2,), generator=generator).tolist()
-        samples.append((torch.tensor([[start, *words, end]], dtype=torch.int64),))
-    return samples
+
+    def sample(length: int, different: int) -> tuple[Tensor, ...]:
+        words = torch.randint(0, start, (different,), generator=generator).repeat(length)
+        return (torch.tensor([[start, *words[: length - 2].tolist(), end]], dtype=torch.int64),)
+
+    longest = shape.context_length
+    texts = [sample(length, length) for length in sorted({min(n, longest) for n in _LENGTHS})]
+    for length in sorted({min(n, longest) for n in _REPETITIVE_LENGTHS}):
+        texts += [sample(length, different) for different in _DIFFERENT]
+    return texts
 
 
 def _drawn() -> list[np.ndarray]:
