@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from programs import folder, program
+from programs import folder, image_tower, program
 
 __all__ = ["ENGINES", "Call", "Item", "drawn_images", "make_models", "open_engine", "patches"]
 
@@ -87,23 +87,11 @@ def make_onnx() -> None:
     """Write the tower of `clip_image_fp32` as ONNX, fp32 and int8, in fastembed's layout."""
     import torch
     from onnxruntime.quantization import quantize_dynamic
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    class ImageTower(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            config = CLIPVisionConfig(hidden_size=768, patch_size=32, projection_dim=512)
-            self.tower = CLIPVisionModelWithProjection(config)
-
-        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            embeds: torch.Tensor = self.tower(pixel_values=pixel_values).image_embeds
-            return embeds
 
     to = folder() / "clip_image"
     to.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(20230131)
     torch.onnx.export(
-        ImageTower().eval(),
+        image_tower(),
         (torch.rand(2, 3, 224, 224),),
         to / "fp32.onnx",
         input_names=["pixel_values"],

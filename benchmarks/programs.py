@@ -15,9 +15,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["INPUT_SHAPES", "program"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["INPUT_SHAPES", "image_tower", "program"]
 
 _SEED = 20230131
 INPUT_SHAPES: dict[str, tuple[int, ...]] = {"clip_image_fp32": (1, 3, 224, 224)}
@@ -47,11 +50,9 @@ def _save(name: str, content: bytes) -> Path:
     return path
 
 
-def _clip_image_fp32() -> bytes:
-    """CLIP ViT-B/32's image tower as transformers writes it, lowered plainly to XNNPACK."""
+def image_tower() -> torch.nn.Module:
+    """Return CLIP ViT-B/32's image tower of transformers, its vectors brought to length 1."""
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     class ImageTower(torch.nn.Module):
@@ -66,9 +67,17 @@ def _clip_image_fp32() -> bytes:
             return embeds / length
 
     torch.manual_seed(_SEED)
-    tower = ImageTower().eval()
+    return ImageTower().eval()
+
+
+def _clip_image_fp32() -> bytes:
+    """CLIP ViT-B/32's image tower as transformers writes it, lowered plainly to XNNPACK."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
     inputs = (torch.rand(INPUT_SHAPES["clip_image_fp32"]),)
-    exported = torch.export.export(tower, inputs)
+    exported = torch.export.export(image_tower(), inputs)
     edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     return bytes(edge.to_executorch().buffer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import anyio
 import typer
@@ -29,10 +29,12 @@ from .similarity import SimilarityFormat
 from .tables import base_names, render_table
 
 if TYPE_CHECKING:
+    from aioembed.handle import EmbeddingHandle
     from aioembed.index import Hit, SyncReport
 
 __all__ = ["index", "search"]
 
+InputT = TypeVar("InputT")
 _SHOWN_ERRORS = 20
 _BAR_WIDTH = 20
 
@@ -106,9 +108,12 @@ def search(
         if not index_file.is_file():
             raise IndexFileError(f"there is no index {str(index_file)!r}: make it with `index DIR`")
         if text_model is None:
-            hits = anyio.run(_search_picture, index_file, query, model, count, threads)
+            (named,) = named_images([query])
+            pictures = ImageEmbeddings(model, threads=threads)
+            hits = anyio.run(_search, index_file, pictures, named.image, count)
         else:
-            hits = anyio.run(_search_words, index_file, query, text_model, count, threads)
+            words = TextEmbeddings(text_model, threads=threads)
+            hits = anyio.run(_search, index_file, words, query, count)
         write_result(_encode(hits, form, plain=output is not None), output)
 
 
@@ -126,23 +131,13 @@ async def _sync(
         return report, await opened.errors(folder)
 
 
-async def _search_picture(
-    file: Path, query: str, model: str, count: int, threads: int | None
+async def _search(
+    file: Path, handle: EmbeddingHandle[InputT], item: InputT, count: int
 ) -> list[Hit]:
     from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
 
-    (named,) = named_images([query])
-    async with EmbeddingIndex(file) as opened, ImageEmbeddings(model, threads=threads) as handle:
-        return await opened.search_item(named.image, handle, count)
-
-
-async def _search_words(
-    file: Path, query: str, model: str, count: int, threads: int | None
-) -> list[Hit]:
-    from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
-
-    async with EmbeddingIndex(file) as opened, TextEmbeddings(model, threads=threads) as handle:
-        return await opened.search_item(query, handle, count)
+    async with EmbeddingIndex(file) as opened, handle:
+        return await opened.search_item(item, handle, count)
 
 
 def _sentence(report: SyncReport) -> str:

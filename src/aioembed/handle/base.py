@@ -64,8 +64,8 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         self._lifecycle = Lifecycle()
         self._loader = Loader(self._spec, options, self._lifecycle)
         self._loading = Loading(self._lifecycle, self._open_session)
+        self._options = options
         self._decoders = anyio.CapacityLimiter(options.decode_threads or available_cpus())
-        self._max_wait = options.max_wait
         self._calls = Calls(
             self._embed,
             max_pending=max_pending,
@@ -301,7 +301,7 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         return Session.of(
             model,
             decoders=int(self._decoders.total_tokens),
-            max_wait=self._max_wait,
+            max_wait=self._options.max_wait,
             on_running=self._on_running,
         )
 
