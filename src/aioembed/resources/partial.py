@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -40,6 +41,7 @@ class Partial:
         self.received: int = 0
         self._fd = fd
         self._hash = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, "aioembed-hash")
         self._pushed = 0
 
     @classmethod
@@ -80,21 +82,31 @@ class Partial:
         else:
             self.note(journal)
 
-    def append(self, chunks: Sequence[bytes]) -> None:
-        """Write and hash `chunks`."""
-        for chunk in chunks:
-            left = memoryview(chunk)
-            while left:
-                written = os.write(self._fd, left)
-                self._hash.update(left[:written])
-                self.received += written
-                left = left[written:]
+    def append(self, blocks: Sequence[memoryview]) -> None:
+        """Write and hash `blocks`, both at once; after an OSError the part can only be closed."""
+        hashing = self._hasher.submit(self._hash_all, blocks)
+        try:
+            for block in blocks:
+                self._write(block)
+        finally:
+            hashing.result()
         self._push()
+
+    def _hash_all(self, blocks: Sequence[memoryview]) -> None:
+        for block in blocks:
+            self._hash.update(block)
+
+    def _write(self, block: memoryview) -> None:
+        while block:
+            written = os.write(self._fd, block)
+            self.received += written
+            block = block[written:]
 
     def _push(self) -> None:
         """Have the disk begin with what came, so that `settle` has little left to wait for.
 
-        On Linux this advice starts writing, and drops only what is written already.
+        On Linux this advice starts writing, and drops only what is written already. A sync at
+        each step would leave still less, but makes the disk flush its own cache each time.
         """
         if self.received - self._pushed >= _PUSH_BYTES and sys.platform == "linux":
             count = self.received - self._pushed
@@ -117,4 +129,5 @@ class Partial:
 
     def close(self) -> None:
         """Close the file; the part stays where it is."""
+        self._hasher.shutdown()
         os.close(self._fd)

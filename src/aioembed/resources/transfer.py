@@ -16,6 +16,7 @@ from aioembed.errors import (
     IntegrityError,
 )
 
+from .bodies import open_body
 from .exchange import (
     Answer,
     Retryable,
@@ -26,7 +27,7 @@ from .exchange import (
 from .hub import Hub
 from .limits import FetchLimits, Timing
 from .partial import Partial
-from .pipeline import Batch, pump
+from .pipeline import pump
 from .records import Journal, Sidecar
 from .replies import (
     Plan,
@@ -37,7 +38,6 @@ from .replies import (
     validator,
 )
 from .resource import Resource
-from .transport import read_body
 
 __all__ = ["Report", "Transfer", "Wire"]
 
@@ -205,8 +205,7 @@ class Transfer:
             await to_thread.run_sync(self._require_space, expected - part.received)
         self._seen = part.received
         self._report(self._seen, expected)
-        encoded = is_encoded(response.headers)
-        body = response.aiter_bytes() if encoded else read_body(response, limits.stall)
+        body = open_body(response, decode=is_encoded(response.headers))
 
         def note(count: int) -> None:
             self._seen += count
@@ -215,7 +214,7 @@ class Transfer:
                 raise self._size_error(expected)
 
         with translated_network_errors(response.url, limits):
-            await pump(body, self._write, note, limits)
+            await pump(body, part.append, note, limits)
         if expected is not None and part.received < expected and not is_framed(response.headers):
             raise Retryable(
                 DownloadInterrupted(
@@ -223,9 +222,6 @@ class Transfer:
                     "what arrived is kept, load again to go on"
                 )
             )
-
-    def _write(self, batch: Batch) -> None:
-        self._part.append(batch)
 
     def _require_space(self, missing: int) -> None:
         free = self._part.free_bytes()
