@@ -3,11 +3,18 @@
     python benchmarks/download.py [--megabytes 350] [--rounds 5]
 
 Each download is a process of its own; the peers take turns, so that a busy machine disturbs all
-alike. aioembed hashes, syncs to the disk and renames; curl only writes the file; huggingface_hub
-writes it and does not check its hash. Prints medians, ratios, the longest stall of the event loop
-and the memory a download takes, for the whole file and for a tenth of it. `floor` is the machine's
-share in the stall: the same heartbeat in a process that does nothing, while curl downloads the
-file, hashes it and syncs it beside.
+alike. Two comparisons:
+
+- `disk`: the file goes to the folder for temporary files. aioembed hashes, waits until the disk
+  has it all, and renames. curl and huggingface_hub only hand the file to the system, which writes
+  it later, and hash nothing. `dd` copies the same bytes with no network and waits for the disk:
+  that is what the wait alone takes.
+- `memory`: the file goes to /dev/shm, where there is no disk to wait for. aioembed still hashes.
+
+Prints medians, ratios, the longest stall of the event loop, the memory a download takes, for the
+whole file and for a tenth of it, and whether the goals are met. `floor` is the machine's share in
+the stall: the same heartbeat in a process that does nothing, while curl downloads the file, hashes
+it and syncs it beside.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
@@ -142,14 +149,31 @@ def run_curl_checked(url: str, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "memory": 0.0}
 
 
+def run_dd(url: str, folder: Path) -> dict[str, float]:
+    source = folder.parent / "www" / url.partition("//")[2].partition("/")[2]
+    began = time.perf_counter()
+    command = ["dd", f"if={source}", f"of={folder / 'model.pte'}", "bs=1M", "conv=fsync"]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"seconds": time.perf_counter() - began, "memory": 0.0}
+
+
+AIOEMBED, CURL, HUB, FLOOR = "aioembed", "curl", "huggingface_hub", "floor"
 CURL_CHECKED = "curl, then openssl dgst and sync"
-PEERS = {
-    "aioembed": run_aioembed,
-    "curl": run_curl,
+DD = "dd, then fsync: the disk alone"
+RUNNERS = {
+    AIOEMBED: run_aioembed,
+    CURL: run_curl,
     CURL_CHECKED: run_curl_checked,
-    "huggingface_hub": run_huggingface_hub,
+    HUB: run_huggingface_hub,
+    DD: run_dd,
+    FLOOR: run_floor,
 }
-RUNNERS = {**PEERS, "floor": run_floor}
+DISK, MEMORY = "disk", "memory"
+PLACES = {DISK: tuple(RUNNERS), MEMORY: (AIOEMBED, CURL, HUB)}
+SHARED_MEMORY = Path("/dev/shm")
+STALL_MS, OF_CURL, GROWTH_MB = 5.0, 0.9, 1.0
+
+Run = dict[str, float]
 
 
 def resident() -> float:
@@ -188,50 +212,82 @@ def make_files(www: Path, megabytes: int) -> dict[str, Path]:
     return {name: folder / f"{name}.pte" for name in sizes}
 
 
-def measure(root: Path, megabytes: int, rounds: int) -> None:
+def measure(root: Path, places: dict[str, Path], megabytes: int, rounds: int) -> None:
     files = make_files(root / "www", megabytes)
     with nginx(root) as origin:
         urls = {n: f"{origin}/{REPOSITORY}/resolve/main/{p.name}" for n, p in files.items()}
         for name in RUNNERS:
             run_child(name, urls["small"], root)
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
+        results: dict[tuple[str, str], list[Run]] = {}
         small = []
         for _ in range(rounds):
-            for name, found in results.items():
-                found.append(run_child(name, urls["large"], root))
-            small.append(run_child("aioembed", urls["small"], root))
-    report(results, small, megabytes)
-
-
-def report(
-    results: dict[str, list[dict[str, float]]], small: list[dict[str, float]], megabytes: int
-) -> None:
-    rounds = len(small)
+            for place, folder in places.items():
+                for name in PLACES[place]:
+                    run = run_child(name, urls["large"], folder)
+                    results.setdefault((place, name), []).append(run)
+            small.append(run_child(AIOEMBED, urls["small"], root))
     print(f"{megabytes} MB from nginx on loopback, {rounds} rounds, medians (fastest)")
-    ours = [run["seconds"] for run in results["aioembed"]]
-    for name, found in results.items():
-        seconds = [run["seconds"] for run in found]
-        middle, best = statistics.median(seconds), min(seconds)
-        if name not in PEERS:
+    for place in places:
+        report(place, results, megabytes)
+    report_goals(places, results, small)
+
+
+def seconds(runs: list[Run]) -> float:
+    return statistics.median(run["seconds"] for run in runs)
+
+
+def report(place: str, results: dict[tuple[str, str], list[Run]], megabytes: int) -> None:
+    print(f"{place}:")
+    ours = results[place, AIOEMBED]
+    for name in PLACES[place]:
+        runs = results[place, name]
+        if name == FLOOR:
             continue
-        ratio = middle / statistics.median(ours)
-        print(
-            f"  {name:34} {middle:5.2f} s ({best:.2f})  {megabytes / middle:5.0f} MB/s   "
-            f"aioembed's throughput is {ratio:.2f} x (fastest runs {best / min(ours):.2f} x)"
+        middle, best = seconds(runs), min(run["seconds"] for run in runs)
+        each = " ".join(
+            f"{run['seconds'] / own['seconds']:.2f}" for run, own in zip(runs, ours, strict=True)
         )
         print(
-            f"  {'':34} {statistics.median(run['cpu'] for run in found):5.2f} s of processor time"
+            f"  {name:34} {middle:5.2f} s ({best:.2f})  {megabytes / middle:5.0f} MB/s  "
+            f"{statistics.median(run['cpu'] for run in runs):5.2f} s of processor time  "
+            f"aioembed's throughput is {middle / seconds(ours):.2f} x (by round {each})"
         )
-    for name in ("aioembed", "floor"):
-        stalls = [run["stall"] * 1000 for run in results[name]]
-        each = " ".join(f"{stall:.1f}" for stall in stalls)
-        print(
-            f"  longest stall of the event loop, {name:8}: {statistics.median(stalls):.1f} ms, "
-            f"median of rounds ({each})"
-        )
-    for label, found in (("whole", results["aioembed"]), ("tenth", small)):
-        memory = statistics.median(run["memory"] for run in found)
-        print(f"  memory a download of the {label:5} file takes: {memory:.1f} MB")
+    for name in (AIOEMBED, FLOOR):
+        if name in PLACES[place]:
+            each = " ".join(f"{run['stall'] * 1000:.1f}" for run in results[place, name])
+            stalled = stall(results[place, name])
+            print(f"  longest stall of the event loop, {name:8}: {stalled:.1f} ms ({each})")
+
+
+def stall(runs: list[Run]) -> float:
+    return statistics.median(run["stall"] for run in runs) * 1000
+
+
+def report_goals(
+    places: dict[str, Path], results: dict[tuple[str, str], list[Run]], small: list[Run]
+) -> None:
+    whole, tenth = (
+        statistics.median(run["memory"] for run in runs)
+        for runs in (results[DISK, AIOEMBED], small)
+    )
+    print(f"memory a download takes: {whole:.1f} MB, of a tenth of the file {tenth:.1f} MB")
+    print("goals:")
+    for place in places:
+        ours = results[place, AIOEMBED]
+        of_curl, of_hub = (seconds(results[place, n]) / seconds(ours) for n in (CURL, HUB))
+        goal(f"{place}: {of_curl:.2f} x curl, goal {OF_CURL}", met=of_curl >= OF_CURL)
+        goal(f"{place}: {of_hub:.2f} x huggingface_hub, goal 1", met=of_hub >= 1)
+        worst = stall(ours)
+        goal(f"{place}: stall {worst:.1f} ms, goal {STALL_MS}", met=worst <= STALL_MS)
+    goal(
+        f"memory grows by {whole - tenth:.1f} MB, goal {GROWTH_MB}", met=whole - tenth <= GROWTH_MB
+    )
+    bound = seconds(results[DISK, CURL]) / seconds(results[DISK, DD])
+    print(f"  (dd, which has no network and waits for this disk, reaches {bound:.2f} x curl)")
+
+
+def goal(what: str, *, met: bool) -> None:
+    print(f"  {'met   ' if met else 'MISSED'} {what}")
 
 
 def main() -> None:
@@ -246,8 +302,13 @@ def main() -> None:
         result = RUNNERS[name](url, Path(folder))
         print(json.dumps({**result, "cpu": cpu_seconds() - before}))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), arguments.megabytes, arguments.rounds)
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        places = {DISK: root}
+        if SHARED_MEMORY.is_dir():
+            memory = stack.enter_context(tempfile.TemporaryDirectory(dir=SHARED_MEMORY))
+            places[MEMORY] = Path(memory)
+        measure(root, places, arguments.megabytes, arguments.rounds)
 
 
 if __name__ == "__main__":
