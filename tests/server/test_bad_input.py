@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str | bytes, str, int, str]] = {
     "unknown field": ('{"input": "a", "inputs": 1}', JSON, 400, "invalid_request"),
     "unknown encoding": ('{"input": "a", "encoding_format": "x"}', JSON, 400, "invalid_request"),
     "10,000 inputs": (json.dumps({"input": ["a"] * 10_000}), JSON, 400, "too_many_inputs"),
+    "counted first": (json.dumps({"input": [{}] * 300}), JSON, 400, "too_many_inputs"),
     "unknown model": ('{"input": "a", "model": "gpt"}', JSON, 404, "model_not_found"),
     "text": ('{"input": "a", "modality": "text"}', JSON, 400, "modality_not_supported"),
     "dimensions": ('{"input": "a", "dimensions": 8}', JSON, 400, "dimensions_not_supported"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from .forms import form_fields
 from .limits import ServerLimits
 from .pace import Pace
-from .problems import Problem
+from .problems import Problem, too_many_inputs
 
 __all__ = ["capped", "read_body"]
 
@@ -26,7 +26,7 @@ _THREAD_BYTES = 1 << 18
 
 
 def capped(scope: Scope, receive: Receive, limits: ServerLimits) -> Receive:
-    """Return `receive`, refusing a body that is too large or too slow.
+    """Return `receive`, refusing a body that is too large.
 
     Raises:
         Problem: The declared length is too large already.
@@ -35,77 +35,93 @@ def capped(scope: Scope, receive: Receive, limits: ServerLimits) -> Receive:
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits)
     seen = 0
-    deadline = math.inf
-    complete = False
 
     async def receive_capped() -> Message:
-        nonlocal seen, deadline, complete
-        if complete:
-            return await receive()
-        deadline = min(deadline, anyio.current_time() + limits.body_timeout)
-        with anyio.CancelScope(deadline=deadline):
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limits.max_body_bytes:
-                raise _too_large(limits)
-            complete = not message.get("more_body", False)
-            return message
-        raise Problem(
-            408,
-            f"the body did not arrive within {limits.body_timeout:g} s: send it faster",
-            code="body_timeout",
-            headers={"Connection": "close"},
-        )
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limits.max_body_bytes:
+            raise _too_large(limits)
+        return message
 
     return receive_capped
 
 
-async def read_body(request: Request, schema: type[_Model], pace: Pace) -> _Model:
+async def read_body(
+    request: Request, schema: type[_Model], pace: Pace, limits: ServerLimits
+) -> _Model:
     """Read a body and check it.
 
     Args:
         request: With a body in JSON or as a multipart form.
         schema: What it must be. In a form, files are bytes, and lists are repeated fields.
         pace: Waited for between the two.
+        limits: How long it may take to arrive, and how many inputs it may have.
 
     Raises:
-        Problem: It is neither, or not what the schema says.
+        Problem: It is neither, or not what the schema says, or it comes too slowly.
         ClientDisconnect: The client went away.
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind not in _CHECKS:
+    if kind not in _READERS:
         raise Problem(
             415,
             "send application/json, or multipart/form-data with files",
             code="unsupported_content_type",
-            headers={"Accept-Post": ", ".join(_CHECKS)},
+            headers={"Accept-Post": ", ".join(_READERS)},
         )
-    body = await request.body()
+    body = await _arrived(request, limits)
     await pace.turn()
+
+    def check() -> _Model:
+        return _READERS[kind](body, content_type, schema, limits.max_inputs)
+
     try:
-        if len(body) < _THREAD_BYTES:
-            return _CHECKS[kind](body, content_type, schema)
-        return await anyio.to_thread.run_sync(_CHECKS[kind], body, content_type, schema)
+        return check() if len(body) < _THREAD_BYTES else await anyio.to_thread.run_sync(check)
     except ValidationError as exc:
         raise _invalid(exc) from exc
 
 
-def _from_json(body: bytes, _content_type: str, schema: type[_Model]) -> _Model:
-    return schema.model_validate_json(body)
-
-
-def _from_form(body: bytes, content_type: str, schema: type[_Model]) -> _Model:
-    fields = form_fields(body, content_type)
-    return schema.model_validate(
-        {
-            name: values if name in _LISTS or len(values) > 1 else values[0]
-            for name, values in fields.items()
-        }
+async def _arrived(request: Request, limits: ServerLimits) -> bytes:
+    with anyio.move_on_after(limits.body_timeout):
+        return await request.body()
+    raise Problem(
+        408,
+        f"the body did not arrive within {limits.body_timeout:g} s: send it faster",
+        code="body_timeout",
+        headers={"Connection": "close"},
     )
 
 
-_CHECKS = {"application/json": _from_json, "multipart/form-data": _from_form}
+def _from_json(body: bytes, _content_type: str, schema: type[_Model], most: int) -> _Model:
+    try:
+        value = from_json(body)
+    except ValueError as exc:
+        raise Problem(400, f"the body is no JSON: {exc}", code="invalid_json") from exc
+    return _checked(value, schema, most)
+
+
+def _from_form(body: bytes, content_type: str, schema: type[_Model], most: int) -> _Model:
+    fields = form_fields(body, content_type)
+    value = {
+        name: values if name in _LISTS or len(values) > 1 else values[0]
+        for name, values in fields.items()
+    }
+    return _checked(value, schema, most)
+
+
+def _checked(value: object, schema: type[_Model], most: int) -> _Model:
+    # A schema looks at each of them before it counts.
+    fields = value if isinstance(value, dict) else {}
+    for name in _LISTS:
+        given = fields.get(name)
+        if isinstance(given, list) and len(given) > most:
+            raise too_many_inputs(len(given), most, param=name)
+    return schema.model_validate(value)
+
+
+_READERS = {"application/json": _from_json, "multipart/form-data": _from_form}
 
 
 def _too_large(limits: ServerLimits) -> Problem:
@@ -120,8 +136,6 @@ def _too_large(limits: ServerLimits) -> Problem:
 def _invalid(error: ValidationError) -> Problem:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     first = problems[0]
-    if first["type"] == "json_invalid":
-        return Problem(400, f"the body is no JSON: {first['msg']}", code="invalid_json")
     told = "; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in problems[:_SHOWN_PROBLEMS])
     more = (
         f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""

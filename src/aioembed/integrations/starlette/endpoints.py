@@ -109,7 +109,7 @@ class Endpoints:
         schema: type[_Asked],
         compute: Callable[[_Asked], Awaitable[BaseModel | bytes]],
     ) -> Response:
-        asked = await read_body(request, schema, self._pace)
+        asked = await read_body(request, schema, self._pace, self._limits)
         timeout = self._limits.request_timeout
         answer = await while_connected(request, lambda: compute(asked), timeout=timeout)
         return (

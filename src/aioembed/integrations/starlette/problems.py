@@ -25,7 +25,7 @@ from aioembed.errors import (
 
 from .schemas import ErrorBody, ErrorDetail, ItemError
 
-__all__ = ["Problem", "code_of", "problem_of", "status_of"]
+__all__ = ["Problem", "code_of", "problem_of", "status_of", "too_many_inputs"]
 
 _STATUSES: Mapping[type[AioembedError], int] = {
     ImageTooLarge: 413,
@@ -86,6 +86,12 @@ class Problem(Exception):
         """Return the answer."""
         content = self.body.model_dump(mode="json")
         return JSONResponse(content, self.status, headers=self.headers)
+
+
+def too_many_inputs(count: int, most: int, *, param: str) -> Problem:
+    """Return the answer to a request with more inputs than the limit."""
+    message = f"{count} inputs, and {most} is the most in one request: send several"
+    return Problem(400, message, code="too_many_inputs", param=param)
 
 
 def status_of(error: AioembedError) -> int:

@@ -17,7 +17,7 @@ from aioembed.images import fetching as _fetching  # noqa: F401  # now, not on t
 from aioembed.text import TextEmbeddings
 
 from .limits import ServerLimits
-from .problems import Problem, code_of, status_of
+from .problems import Problem, code_of, status_of, too_many_inputs
 from .schemas import ItemError
 
 __all__ = ["Work", "while_connected"]
@@ -86,8 +86,7 @@ class Work:
         """
         most = self._limits.max_inputs
         if count > most:
-            message = f"{count} inputs, and {most} is the most in one request: send several"
-            raise Problem(400, message, code="too_many_inputs", param=param)
+            raise too_many_inputs(count, most, param=param)
 
     async def _each(
         self,
