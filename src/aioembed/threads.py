@@ -1,4 +1,4 @@
-"""Blocking calls in worker threads that are never left behind."""
+"""Blocking calls in worker threads: their errors, and none that is left behind."""
 
 from __future__ import annotations
 
@@ -9,9 +9,34 @@ from typing import Generic, TypeVar
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-__all__ = ["BlockingCall"]
+__all__ = ["BlockingCall", "run_in_thread"]
 
 R = TypeVar("R")
+
+
+async def run_in_thread(function: Callable[[], R], *, limiter: CapacityLimiter | None = None) -> R:
+    """Like `anyio.to_thread.run_sync`, for functions that often raise.
+
+    There, an error is kept by a frame that its traceback refers to: a cycle that holds what the
+    function worked on until the next garbage collection.
+
+    Args:
+        function: What to run.
+        limiter: Bounds how many threads run at the same time.
+    """
+    errors: list[Exception] = []
+
+    def work() -> list[R]:
+        try:
+            return [function()]
+        except Exception as error:  # noqa: BLE001  # raised again below
+            errors.append(error)
+            return []
+
+    results = await to_thread.run_sync(work, limiter=limiter)
+    if errors:
+        raise errors.pop()
+    return results[0]
 
 
 class BlockingCall(Generic[R]):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -17,6 +16,7 @@ from PIL import Image
 from ..errors import FileReadFailed, ImageDecodeError, InvalidUserInput, shorten
 from ..spec import Preprocessing
 from ..statistics import Stopwatch
+from ..threads import run_in_thread
 from .color import to_rgb
 from .decode import Stored, check_size, open_encoded
 from .files import read_file
@@ -111,7 +111,7 @@ async def read_encoded(
         open_encoded(data, policy)
         return data
 
-    return await anyio.to_thread.run_sync(work, limiter=limiter or _default_limiter())
+    return await run_in_thread(work, limiter=limiter or _default_limiter())
 
 
 async def prepare(
@@ -186,7 +186,7 @@ async def _in_thread(
     limiter: CapacityLimiter | None,
 ) -> _Result:
     obtained = await obtain(source, policy, http_client=http_client)
-    return await anyio.to_thread.run_sync(work, obtained, limiter=limiter or _default_limiter())
+    return await run_in_thread(lambda: work(obtained), limiter=limiter or _default_limiter())
 
 
 def _default_limiter() -> CapacityLimiter:

@@ -10,6 +10,8 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
+from aioembed.threads import run_in_thread
+
 from .forms import form_fields
 from .limits import ServerLimits
 from .pace import Pace
@@ -78,7 +80,7 @@ async def read_body(
         return _READERS[kind](body, content_type, schema, limits.max_inputs)
 
     try:
-        return check() if len(body) < _THREAD_BYTES else await anyio.to_thread.run_sync(check)
+        return check() if len(body) < _THREAD_BYTES else await run_in_thread(check)
     except ValidationError as exc:
         raise _invalid(exc) from exc
 

@@ -149,13 +149,15 @@ async def while_connected(
     results: list[_R] = []
     errors: list[Exception] = []
     gone = False
+    watching = anyio.CancelScope()
 
     async def watch() -> None:
         nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        group.cancel_scope.cancel()
+        with watching:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         group.cancel_scope.deadline = anyio.current_time() + timeout
@@ -164,7 +166,8 @@ async def while_connected(
             results.append(await work())
         except Exception as exc:  # noqa: BLE001  # raised again outside of the group
             errors.append(exc)
-        group.cancel_scope.cancel()
+        # A task that ends by its group's cancellation is a cycle that holds the request's body.
+        watching.cancel()
     if results:
         return results[0]
     if errors:
