@@ -172,6 +172,6 @@ def _threads(workers: int) -> int | None:
 
 
 def _check_installed() -> None:
-    for package in ("uvicorn", "starlette", "sse_starlette", "prometheus_client"):
+    for package in ("uvicorn", "httptools", "starlette", "sse_starlette", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "server")
