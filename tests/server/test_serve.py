@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -120,6 +121,28 @@ def test_a_head_that_does_not_come_closes_the_connection(server: Server) -> None
         assert silent.recv(10) == b""
 
 
+def test_a_head_without_end_is_refused(server: Server) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nX: "
+    with connect(server) as endless:
+        endless.sendall(head.ljust((1 << 16) + 1, b"a"))
+        answer = b"".join(iter(lambda: endless.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is the process's elsewhere")
+def test_threads_that_compute_are_nicer_than_the_one_that_answers(start_server: Start) -> None:
+    server = start_server("--nice", "3")
+    wait_ready(server.url)
+    main = server.process.pid
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    wanted = min(own + 3, 19)
+    while {niceness(thread) for thread in threads(main) if thread != main} != {wanted}:
+        assert server.process.poll() is None
+    assert niceness(main) == own
+    assert server.stop() == 0
+
+
 @pytest.mark.slow
 def test_workers_share_one_port_and_stop_together(start_server: Start) -> None:
     server = start_server("--workers", "2")
@@ -139,13 +162,15 @@ def test_replicas_serve_as_one_model(start_server: Start) -> None:
     assert server.stop() == 0
 
 
-def test_what_was_imported_is_out_of_the_garbage_collectors_sight(
+def test_the_process_is_prepared_for_the_loop_before_it_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     frozen: list[int] = []
+    intervals: list[float] = []
     monkeypatch.setattr(
         uvicorn.Server, "run", lambda _self, **_options: frozen.append(gc.get_freeze_count())
     )
+    monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
     options = serving.ServerOptions(models=(serving.ModelChoice(source="gist-512"),))
     before = gc.get_freeze_count()
     try:
@@ -154,6 +179,18 @@ def test_what_was_imported_is_out_of_the_garbage_collectors_sight(
     finally:
         gc.unfreeze()
     assert frozen[0] > before + 10_000
+    assert intervals[0] < sys.getswitchinterval()
+
+
+def threads(process: int) -> list[int]:
+    return [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+
+
+def niceness(thread: int) -> int | None:
+    try:
+        return os.getpriority(os.PRIO_PROCESS, thread)
+    except ProcessLookupError:
+        return None
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

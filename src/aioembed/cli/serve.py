@@ -82,6 +82,15 @@ def serve(
         float,
         typer.Option(min=0.001, metavar="SECONDS", help="For running requests, when stopped."),
     ] = 30.0,
+    nice: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=19,
+            help="Niceness of the threads that compute, so that the one that answers goes before "
+            "them (Linux).",
+        ),
+    ] = 10,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Only fetch images from this host (*.example.org); may be repeated."),
@@ -130,6 +139,7 @@ def serve(
             offline=offline or None,
             head_timeout=head_timeout,
             grace=grace,
+            niceness=nice,
             log_level=log_level,
         )
         _run(options, host, port, workers)
