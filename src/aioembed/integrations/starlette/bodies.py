@@ -98,7 +98,7 @@ async def _arrived(request: Request, limits: ServerLimits) -> bytes:
 
 def _from_json(body: bytes, _content_type: str, schema: type[_Model], most: int) -> _Model:
     try:
-        value = from_json(body)
+        value = from_json(body, cache_strings="keys")
     except ValueError as exc:
         raise Problem(400, f"the body is no JSON: {exc}", code="invalid_json") from exc
     return _checked(value, schema, most)
