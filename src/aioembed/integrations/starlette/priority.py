@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["LoopFirst"]
 
 _THREADS = Path("/proc/self/task")
-_SWITCH_SECONDS = 0.0002
+_SWITCH_SECONDS = 0.0005
 _MOST = 19
 
 
