@@ -14,7 +14,7 @@ from textual.reactive import reactive
 from textual.widgets import Footer
 
 from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
-from aioembed.integrations.textual import ModelMixin, ModelStatus, StateChanged
+from aioembed.integrations.textual import ModelMixin, ModelStatus, StateChanged, status
 from aioembed.testing import LoopbackServer, Reply, Request
 
 from ..handle.conftest import Brake
@@ -188,3 +188,26 @@ async def test_changes_that_fall_together_are_told_once() -> None:
         model._lifecycle.update(queue_depth=0)
         await pilot.pause()
         assert [state.queue_depth for state in app.told[before:]] == [0]
+
+
+async def test_a_busy_model_does_not_flicker_between_two_images(
+    inference: Brake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two inferences it is ready for a moment; the widget shows that it works."""
+    monkeypatch.setattr(status, "_FRAME_SECONDS", 3600)  # frames come when they are asked for
+    model = ImageEmbeddings(GIST_512)
+    app = Shown(model)
+    async with app.run_test(size=(40, 8)) as pilot:
+        await settle(pilot, model, Status.READY)
+        inference.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(model.forward, PIXELS)
+            await inference.wait_entered()
+            app.status._catch_up()
+            assert lines(app)[0] == "● generating gist-512"
+            inference.release()
+        assert model.state.status is Status.READY
+        app.status._catch_up()
+        assert app.status.has_class("-generating"), "it has worked since the last frame"
+        app.status._catch_up()
+        assert app.status.has_class("-ready")

@@ -111,6 +111,7 @@ class ModelStatus(Widget, can_focus=True):
         super().__init__(name=name, id=id, classes=classes, disabled=disabled)
         self._model = model
         self._shown_figures = ""
+        self._done = 0
 
     def on_mount(self) -> None:
         """Begin to observe."""
@@ -160,7 +161,7 @@ class ModelStatus(Widget, can_focus=True):
         if state.status is Status.DOWNLOADING:
             lines += [self._bar(state, width), self._figures(describe_download(state))]
         elif state.is_ready:
-            lines.append(self._figures(describe_work(state, self._model.statistics())))
+            lines.append(self._figures(describe_work(self._model.state, self._model.statistics())))
         elif state.error is not None and state.status is Status.FAILED:
             lines.append(Text(str(state.error), self._style("error")))
             lines.append(
@@ -195,9 +196,13 @@ class ModelStatus(Widget, can_focus=True):
             self.state = self._model.state
 
     def _catch_up(self) -> None:
-        self.state = self._model.state
-        figures = describe_work(self.state, self._model.statistics())
-        if self.state.is_ready and figures != self._shown_figures:
+        state, statistics = self._model.state, self._model.statistics()
+        done = statistics.succeeded + statistics.failed
+        if self._done == done or not _is_pause(self.state, state):  # else it would flicker
+            self.state = state
+        self._done = done
+        figures = describe_work(state, statistics)
+        if state.is_ready and figures != self._shown_figures:
             self._shown_figures = figures
             self.refresh()
 
@@ -206,6 +211,10 @@ class ModelStatus(Widget, can_focus=True):
             await self._model.load()
         except AioembedError:
             self.log("the load failed again; the state says why")
+
+
+def _is_pause(one: ModelState, other: ModelState) -> bool:
+    return one.status is Status.GENERATING and other.status is Status.READY
 
 
 def _look_alike(one: ModelState, other: ModelState) -> bool:
