@@ -1,31 +1,66 @@
 """How long the photo search's event loop stands still while it indexes, types and scrolls.
 
-    python benchmarks/photo_search_stall.py [--photos 1000] [--rounds 3]
+    python benchmarks/photo_search_stall.py [--photos 1000] [--rounds 3] [--sizes 80x24 120x40]
 
-The app of `examples/photo_search` runs headless in a process of its own and indexes drawn photos;
-meanwhile a pilot types into the search, searches, and scrolls the results. A heartbeat asks to be
+The app of `examples/photo_search` runs in a process and a pseudo-terminal of its own and indexes
+drawn photos; meanwhile keys come through the terminal as fast as a key held down repeats: a search
+is typed, its results are scrolled. What the app draws is read and dropped. A heartbeat asks to be
 woken every millisecond; a stall is how much later than that it is. `idle` is the app without
-anything to index or to do, and `floor` the machine's share: the heartbeat in a process that does
-nothing else, while other processes keep every CPU busy.
+anything to index or to do, `textual` a bare app of Textual's own widgets that gets the same keys
+and nothing else to do, and `floor` the machine's share: the heartbeat in a process that does
+nothing else, while other processes keep every CPU busy. `its CPU` is the most CPU time that the
+loop's thread itself took from one beat to the next: the rest of a stall is waiting for a CPU or
+the GIL.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
+import itertools
 import json
 import os
+import pty
+import select
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "photo_search"
 PERIOD = 0.001
+SHOWN_BYTES = 4000
 LONGEST = 10.0
-KINDS = ("indexing", "idle", "floor")
+IDLE_SECONDS = 10
+KINDS = ("indexing", "idle", "textual", "floor")
+KEY_SECONDS = 1 / 30
+TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+UP, DOWN, PAGE_UP, PAGE_DOWN = b"\x1b[A", b"\x1b[B", b"\x1b[5~", b"\x1b[6~"
+FOCUS_SEARCH, CLEAR, TAB, ENTER = b"\x06", b"\x15", b"\t", b"\r"
+NONE = b""
+TYPED = (
+    FOCUS_SEARCH,
+    NONE,
+    NONE,
+    CLEAR,
+    b"p",
+    b"h",
+    b"o",
+    b"t",
+    b"o",
+    b"1",
+    ENTER,
+    NONE,
+    NONE,
+    NONE,
+)
+SCROLLED = (TAB, DOWN, DOWN, PAGE_DOWN, PAGE_DOWN, *[DOWN] * 8, *[UP] * 6, PAGE_UP, UP)
 
 
 def draw_photos(folder: Path, count: int) -> None:
@@ -39,99 +74,178 @@ def draw_photos(folder: Path, count: int) -> None:
         photo.save(folder / f"photo{number}.jpg", quality=85)
 
 
-async def heartbeat(stalls: list[float]) -> None:
+@dataclass
+class Beats:
+    """How late each beat was, and how much CPU time the loop's thread took for it, in ms."""
+
+    stalls: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+
+
+async def heartbeat(beats: Beats) -> None:
     while True:
-        before = time.perf_counter()
+        before, cpu = time.perf_counter(), time.thread_time()
         await asyncio.sleep(PERIOD)
-        stalls.append((time.perf_counter() - before - PERIOD) * 1e3)
+        beats.stalls.append((time.perf_counter() - before - PERIOD) * 1e3)
+        beats.work.append((time.thread_time() - cpu) * 1e3)
 
 
-async def use_app(folder: Path, *, idle: bool) -> tuple[list[float], int, float]:
+async def use_app(folder: Path, *, idle: bool) -> tuple[Beats, int, float]:
     """Return the stalls, how many photos were indexed, and in how many seconds."""
     sys.path.insert(0, str(EXAMPLE))
     from photo_app import PhotoSearch
 
     from aioembed import GIST_512, ImageEmbeddings
 
+    beats = Beats()
+    began = seconds = 0.0
+
+    async def watch() -> None:
+        nonlocal began, seconds
+        while app.syncing is None or not app.report.embedded + idle:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        began = time.perf_counter()
+        beating = asyncio.create_task(heartbeat(beats))
+        await (asyncio.sleep(IDLE_SECONDS) if idle else asyncio.wait([app.syncing]))
+        beating.cancel()
+        seconds = time.perf_counter() - began
+        app.exit()
+
     with tempfile.TemporaryDirectory() as elsewhere:
         app = PhotoSearch(folder, Path(elsewhere) / "index.db", model=ImageEmbeddings(GIST_512))
-        async with app.run_test(size=(120, 40)) as pilot:
-            while app.syncing is None or not app.report.embedded + idle:
-                await pilot.pause()
-            began = time.perf_counter()
-            stalls: list[float] = []
-            beating = asyncio.create_task(heartbeat(stalls))
-            if idle:
-                await asyncio.sleep(10)
-            while not app.syncing.done() and not idle:
-                await type_and_scroll(pilot)
-            beating.cancel()
-            return stalls, app.report.done, time.perf_counter() - began
+        watching = asyncio.create_task(watch())
+        await app.run_async()
+        await watching
+    return beats, app.report.done, seconds
 
 
-async def type_and_scroll(pilot) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    app = pilot.app
-    app.query_one("#query").focus()
-    app.query_one("#query").value = ""
-    for key in ("p", "h", "o", "t", "o", "1", "enter"):
-        await pilot.press(key)
-    await app.workers.wait_for_complete()
-    app.query_one("#results").focus()
-    for key in ("down", "down", "pagedown", "pagedown", "pageup", "up"):
-        await pilot.press(key)
+async def use_textual() -> tuple[Beats, int, float]:
+    from textual.app import App, ComposeResult
+    from textual.widgets import Footer, Input, OptionList
+
+    class Bare(App[None]):
+        BINDINGS = [("ctrl+f", "focus('query')", "Search")]  # noqa: RUF012  # as Textual has it
+
+        def compose(self) -> ComposeResult:
+            yield Input(id="query")
+            yield OptionList(*(f"result {number}\n\n\n" for number in range(24)))
+            yield Footer()
+
+    beats = Beats()
+
+    async def watch() -> None:
+        await asyncio.sleep(1)
+        beating = asyncio.create_task(heartbeat(beats))
+        await asyncio.sleep(IDLE_SECONDS)
+        beating.cancel()
+        app.exit()
+
+    app = Bare()
+    watching = asyncio.create_task(watch())
+    await app.run_async()
+    await watching
+    return beats, 0, IDLE_SECONDS
 
 
-async def floor() -> tuple[list[float], int, float]:
+async def floor() -> tuple[Beats, int, float]:
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]  # noqa: ASYNC220
     try:
-        stalls: list[float] = []
-        beating = asyncio.create_task(heartbeat(stalls))
-        await asyncio.sleep(10)
+        beats = Beats()
+        beating = asyncio.create_task(heartbeat(beats))
+        await asyncio.sleep(IDLE_SECONDS)
         beating.cancel()
-        return stalls, 0, 10.0
+        return beats, 0, IDLE_SECONDS
     finally:
         for other in others:
             other.kill()
             other.wait()
 
 
-def child(kind: str, folder: Path) -> None:
-    if kind == "floor":
-        stalls, photos, seconds = asyncio.run(floor())
+def child(kind: str, folder: Path, figures: Path) -> None:
+    if kind in {"floor", "textual"}:
+        beats, photos, seconds = asyncio.run(floor() if kind == "floor" else use_textual())
     else:
-        stalls, photos, seconds = asyncio.run(use_app(folder, idle=kind == "idle"))
-    p99 = statistics.quantiles(stalls, n=100, method="inclusive")[98]
-    over = sum(stall > LONGEST for stall in stalls)
-    figures = {"longest": max(stalls), "p99": p99, "beats": len(stalls), "over": over}
-    print(json.dumps({**figures, "photos": photos, "seconds": seconds}))
+        beats, photos, seconds = asyncio.run(use_app(folder, idle=kind == "idle"))
+    found = {
+        "longest": max(beats.stalls),
+        "p99": statistics.quantiles(beats.stalls, n=100, method="inclusive")[98],
+        "over": sum(stall > LONGEST for stall in beats.stalls),
+        "beats": len(beats.stalls),
+        "work": max(beats.work),
+        "rate": photos / seconds,
+    }
+    figures.write_text(json.dumps(found))
+
+
+def run_in_terminal(command: list[str], size: tuple[int, int], *, types: bool) -> None:
+    """Run a command in a pseudo-terminal; press keys, if asked to, from its first output on."""
+    master, slave = pty.openpty()
+    columns, rows = size
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {**os.environ, **TERMINAL}
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )
+    os.close(slave)
+    keys, due, last = itertools.cycle(TYPED + SCROLLED), float("inf"), b""
+    while process.poll() is None:
+        if select.select([master], [], [], KEY_SECONDS / 4)[0]:
+            last = (last + read(master))[-SHOWN_BYTES:]
+            due = time.monotonic() if types and due == float("inf") else due
+        if time.monotonic() >= due:
+            os.write(master, next(keys))
+            due += KEY_SECONDS
+    os.close(master)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}: {last.decode()}")
+
+
+def read(master: int) -> bytes:
+    try:
+        return os.read(master, 1 << 16)
+    except OSError:  # the other side was closed
+        return b""
+
+
+def measure(kind: str, folder: Path, size: str) -> None:
+    columns, rows = map(int, size.split("x"))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        figures = Path(elsewhere) / "figures.json"
+        command = [sys.executable, __file__, "--child", kind, "--folder", str(folder)]
+        command += ["--figures", str(figures)]
+        run_in_terminal(command, (columns, rows), types=kind in {"indexing", "textual"})
+        one = json.loads(figures.read_text())
+    print(
+        f"{kind:10} {size:>8} {one['longest']:7.1f} ms {one['p99']:7.2f} ms {one['over']:>8} "
+        f"{one['beats']:>8} {one['work']:>10.1f} ms {one['rate']:>9.1f}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", default=["80x24", "120x40"], metavar="COLUMNSxROWS")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.folder)
+        child(options.child, options.folder, options.figures)
         return
     with tempfile.TemporaryDirectory() as folder:
         (photos := Path(folder) / "photos").mkdir()
         (empty := Path(folder) / "empty").mkdir()
         draw_photos(photos, options.photos)
-        print(f"{'':10} {'longest':>10} {'p99':>10} {'> 10 ms':>8} {'beats':>8} {'photos/s':>9}")
+        print(f"{'':19} {'longest':>10} {'p99':>10} {'> 10 ms':>8} {'beats':>8}", end="")
+        print(f" {'its CPU':>13} {'photos/s':>9}")
         for _ in range(options.rounds):
-            for kind in KINDS:
-                command = [sys.executable, __file__, "--child", kind, "--folder"]
-                command.append(str(photos if kind == "indexing" else empty))
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                one = json.loads(done.stdout.splitlines()[-1])
-                print(
-                    f"{kind:10} {one['longest']:7.1f} ms {one['p99']:7.2f} ms {one['over']:>8} "
-                    f"{one['beats']:>8} {one['photos'] / one['seconds']:>9.1f}"
-                )
+            for size in options.sizes:
+                measure("indexing", photos, size)
+            for kind in KINDS[1:]:
+                measure(kind, empty, options.sizes[-1])
 
 
 if __name__ == "__main__":
