@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar
 
 from anyio import to_thread
-from rendering import Thumbnails, result_lines
+from keys import Keys
+from quiet import Pane, QuietInput, QuietScreen
+from rendering import Thumbnails, draw_results
+from responsive import put_workers_last, responsive
 from results import Results
+from rich.cells import cell_len
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
-from textual.containers import Container, Vertical
 from textual.reactive import reactive
-from textual.widgets import Footer, Input, ProgressBar, Static
+from textual.widgets import Input, ProgressBar, Static
 
 from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
 from aioembed.errors import AioembedError
@@ -34,6 +36,7 @@ def path_of(text: str) -> Path:
 
 class PhotoSearch(ModelMixin, App[None]):
     TITLE = "photo search"
+    AUTO_FOCUS = "#query"
     CSS_PATH = "photo_app.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-wide")]  # noqa: RUF012  # as Textual declares it
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,27 +65,32 @@ class PhotoSearch(ModelMixin, App[None]):
         self.thumbnails = Thumbnails()
         self.syncing: asyncio.Task[None] | None = None
         self.resources = AsyncExitStack()
+        self.threads: set[int] = set()
+
+    def get_default_screen(self) -> QuietScreen:
+        return QuietScreen(id="_default")
 
     def compose(self) -> ComposeResult:
-        with Container(id="panes"):
-            with Vertical(id="folder-pane"):
-                yield Input(str(self.folder), placeholder="a folder", id="folder")
-                yield ProgressBar(show_eta=False, show_percentage=False, id="progress")
-                yield Static("", id="report")
-                yield ModelStatus(self.model)
-            with Vertical(id="search-pane"):
+        with Pane(id="panes"):
+            with Pane(id="folder-pane"):
+                with Pane(id="indexing"):
+                    yield QuietInput(str(self.folder), placeholder="a folder", id="folder")
+                    yield ProgressBar(show_eta=False, show_percentage=False, id="progress")
+                    yield Static("", id="report")
+                yield Pane(ModelStatus(self.model), id="model")
+            with Pane(id="search-pane"):
                 wanted = "a picture or words" if self.text_model else "a picture's name or path"
-                yield Input(placeholder=f"search: {wanted}", id="query")
-                yield Static("", id="told")
-                yield Results(id="results")
-        yield Footer()
+                with Pane(id="asking"):
+                    yield QuietInput(placeholder=f"search: {wanted}", id="query")
+                yield Pane(Static("", id="told"), id="telling")
+                yield Pane(Results(id="results"), id="found")
+        yield Keys()
 
     async def on_mount(self) -> None:
         self.use_model(self.model)
         if self.text_model is not None:
             self.use_model(self.text_model, "text_state")
-        self.query_one("#query").focus()
-        gc.freeze()  # a full collection would look at every module, and hold the keys up meanwhile
+        self.resources.enter_context(responsive())
         self.set_interval(PROGRESS_SECONDS, self.show_report)
         try:
             await self.resources.enter_async_context(self.index)
@@ -116,6 +124,7 @@ class PhotoSearch(ModelMixin, App[None]):
         self.report = report
 
     def show_report(self) -> None:
+        put_workers_last(self.threads)
         report = self.report
         if report is self.shown_report or not self.is_running:  # being left, its widgets are gone
             return
@@ -177,21 +186,15 @@ class PhotoSearch(ModelMixin, App[None]):
 
     async def show_hits(self, hits: Sequence[Hit]) -> None:
         results = self.query_one(Results)
-        width = max(20, results.scrollable_content_region.width - 4)
         thumbnails = [await self.thumbnails.get(hit.key) for hit in hits]
+        lines = await to_thread.run_sync(draw_results, hits, thumbnails, results.canvas)
         self.hits = hits
-        results.show(
-            [
-                line
-                for hit, thumbnail in zip(hits, thumbnails, strict=True)
-                for line in result_lines(hit, thumbnail, width)
-            ]
-        )
+        results.show(lines)
 
     def tell(self, words: str, *, is_error: bool = False) -> None:
         told = self.query_one("#told", Static)
         told.set_class(is_error, "-error")
-        told.update(words)
+        told.update(words, layout=told.size.height > 1 or cell_len(words) > told.size.width)
 
     def action_focus_search(self) -> None:
         self.query_one("#query").focus()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
 from PIL import Image, ImageOps
 from rich.color import Color
+from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
+from textual.color import Color as Background
+from textual.filter import LineFilter
 from textual.strip import Strip
 
 from aioembed.index import Hit
@@ -55,6 +60,38 @@ def thumbnail(path: Path) -> list[Row]:
             for upper, lower in zip(*pair, strict=True)
         ]
         for pair in zip(lines[::2], lines[1::2], strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What lines are drawn for: their width, what is behind them, the terminal's colours."""
+
+    width: int
+    behind: Style
+    filters: Sequence[LineFilter]
+    background: Background
+    console: Console
+
+    def fit(self, line: Strip) -> Strip:
+        return line.adjust_cell_length(self.width, self.behind)
+
+    def finish(self, line: Strip) -> Strip:
+        """Return a line as the terminal can show it, with what is to be written for it."""
+        for line_filter in self.filters:
+            line = line.apply_filter(line_filter, self.background)
+        line.render(self.console)  # is kept in the line
+        return line
+
+
+def draw_results(
+    hits: Sequence[Hit], thumbnails: Sequence[list[Row]], canvas: Canvas
+) -> list[Strip]:
+    """Return the lines of all results; takes milliseconds, so it is for a worker thread."""
+    return [
+        canvas.finish(canvas.fit(line.apply_style(canvas.behind)))
+        for hit, rows in zip(hits, thumbnails, strict=True)
+        for line in result_lines(hit, rows, canvas.width - 1)
     ]
 
 

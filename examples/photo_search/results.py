@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rendering import ROWS
+from rendering import ROWS, Canvas
 from rich.segment import Segment
-from rich.style import Style
+from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Region, Size
+from textual.geometry import Region
 from textual.message import Message
 from textual.reactive import reactive
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
+
+MARK_WIDTH, BAR_WIDTH = 2, 1
+WHEEL_LINES = 3
 
 
-class Results(ScrollView, can_focus=True):
-    """Results of `ROWS` lines each; one is marked, and Enter chooses it."""
+class Results(Widget, can_focus=True):
+    """Results of `ROWS` lines each; one is marked, and Enter chooses it.
 
+    It is no `ScrollView`, as each step of one has the whole screen arranged anew, and hands its
+    lines over as they are, so that Textual keeps what it wrote to the terminal for each.
+    """
+
+    ALLOW_SELECT = False
     DEFAULT_CSS = """
     Results {
-        overflow-x: hidden;
         & > .results--mark { color: $accent; }
         &:focus > .results--mark { color: $primary; text-style: bold; }
+        & > .results--track { background: $scrollbar-background; }
+        & > .results--thumb { background: $scrollbar; }
     }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"results--mark"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"results--mark", "results--track", "results--thumb"}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", show=False),
         Binding("down", "move(1)", show=False),
@@ -38,6 +47,7 @@ class Results(ScrollView, can_focus=True):
     ]
 
     marked: reactive[int] = reactive(0, repaint=False)
+    top: reactive[int] = reactive(0)
 
     class Chosen(Message):
         """A result was chosen."""
@@ -49,43 +59,117 @@ class Results(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  # Textual's own name
         super().__init__(id=id)
         self.lines: Sequence[Strip] = ()
+        self.pieces: dict[str, Strip] = {}
+        self.joined: dict[tuple[int, str, str], Strip] = {}
+        self.drawn_for: tuple[int, bool, str] | None = None
 
     @property
     def count(self) -> int:
         return len(self.lines) // ROWS
 
+    @property
+    def canvas(self) -> Canvas:
+        """What lines are to be drawn for."""
+        return Canvas(
+            max(1, self.size.width - MARK_WIDTH - BAR_WIDTH),
+            self.rich_style.background_style,
+            self.get_line_filters(),
+            self.background_colors[1],
+            self.app.console,
+        )
+
     def show(self, lines: Sequence[Strip]) -> None:
-        """Show results, `ROWS` lines each, the first one marked."""
-        behind = Style(bgcolor=self.rich_style.bgcolor)
-        self.lines = [line.apply_style(behind) for line in lines]
-        self.virtual_size = Size(self.scrollable_content_region.width, len(lines))
-        self.marked = 0
-        self.scroll_to(0, 0, animate=False)
+        """Show results, `ROWS` lines each, drawn for the canvas, the first one marked."""
+        self.lines, self.joined = lines, {}
+        self.marked = self.top = 0
         self.refresh()
 
-    def render_line(self, y: int) -> Strip:
-        width, number = self.size.width, y + self.scroll_offset.y
+    def render_lines(self, crop: Region) -> list[Strip]:
+        width, height = self.size
+        pieces = self.pieces_for(width)
+        lines = [self.line(y, height, pieces) for y in crop.line_range]
+        if crop.column_span == (0, width):
+            return lines
+        return [line.crop(*crop.column_span) for line in lines]
+
+    def line(self, y: int, height: int, pieces: dict[str, Strip]) -> Strip:
+        number = y + self.top
         if number >= len(self.lines):
-            return Strip.blank(width, self.rich_style)
-        mark = "▌ " if number // ROWS == self.marked else "  "
-        style = self.get_component_rich_style("results--mark")
-        line = Strip.join([Strip([Segment(mark, style)], 2), self.lines[number]])
-        return line.crop_extend(0, width, self.rich_style)
+            return pieces["blank"]
+        mark = "mark" if number // ROWS == self.marked else "unmarked"
+        bar = self.bar(y, height)
+        found = self.joined.get((number, mark, bar))
+        if found is None:
+            found = Strip.join([pieces[mark], self.lines[number], pieces[bar]])
+            self.joined[number, mark, bar] = found
+        return found
+
+    def bar(self, y: int, height: int) -> str:
+        total = len(self.lines)
+        if total <= height:
+            return "behind"
+        is_thumb = self.top * height // total <= y <= (self.top + height) * height // total
+        return "thumb" if is_thumb else "track"
+
+    def pieces_for(self, width: int) -> dict[str, Strip]:
+        look = (width, self.has_focus, self.app.theme)
+        if look != self.drawn_for:
+            self.drawn_for, self.pieces, self.joined = look, self.draw_pieces(), {}
+        return self.pieces
+
+    def draw_pieces(self) -> dict[str, Strip]:
+        canvas, behind = self.canvas, self.rich_style.background_style
+        styles = {
+            name: behind + self.get_component_rich_style(f"results--{name}", partial=True)
+            for name in ("mark", "track", "thumb")
+        }
+        pieces = {
+            "blank": Strip.blank(self.size.width, behind),
+            "behind": Strip.blank(BAR_WIDTH, behind),
+            "track": Strip.blank(BAR_WIDTH, styles["track"]),
+            "thumb": Strip.blank(BAR_WIDTH, styles["thumb"]),
+            "unmarked": Strip.blank(MARK_WIDTH, behind),
+            "mark": Strip([Segment("▌ ", styles["mark"])], MARK_WIDTH),
+        }
+        return {name: canvas.finish(piece) for name, piece in pieces.items()}
+
+    def on_resize(self) -> None:
+        canvas = self.canvas
+        self.lines = [canvas.finish(canvas.fit(line)) for line in self.lines]
+        self.joined = {}
+        self.show_marked()
 
     def watch_marked(self, old: int, new: int) -> None:
         for number in (old, new):
-            self.refresh_lines(number * ROWS, ROWS)
-        region = Region(0, new * ROWS, self.scrollable_content_region.width, ROWS)
-        self.scroll_to_region(region, animate=False)
+            self.refresh(Region(0, number * ROWS - self.top, self.size.width, ROWS))
+        self.show_marked()
 
     def validate_marked(self, number: int) -> int:
         return max(0, min(number, self.count - 1))
+
+    def validate_top(self, top: int) -> int:
+        return max(0, min(top, len(self.lines) - self.size.height))
+
+    def show_marked(self) -> None:
+        start = self.marked * ROWS
+        self.top = min(start, max(self.top, start + ROWS - self.size.height))
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.top += WHEEL_LINES
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.top -= WHEEL_LINES
+
+    def on_click(self, event: events.Click) -> None:
+        self.marked = (event.y + self.top) // ROWS
 
     def action_move(self, by: int) -> None:
         self.marked += by
 
     def action_move_page(self, by: int) -> None:
-        self.marked += by * max(1, self.scrollable_content_region.height // ROWS)
+        self.marked += by * max(1, self.size.height // ROWS)
 
     def action_choose(self) -> None:
         if self.lines:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual._compositor import Compositor
+from textual.events import MouseScrollDown, MouseScrollUp
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
@@ -130,3 +135,124 @@ async def test_leaving_while_it_is_indexed_keeps_what_was_embedded(
         await indexed(again, pilot)
         assert again.report.done == 40
         assert again.report.unchanged >= embedded
+
+
+async def many_results(app: Any, pilot: Pilot[None]) -> Any:
+    """Search in a folder with more results than fit, and return their list, which has the focus."""
+    await indexed(app, pilot)
+    await search(app, pilot, "0")
+    results = app.query_one("#results")
+    results.focus()
+    await pilot.pause()
+    return results
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for seed in range(12):
+        draw(folder / f"{seed}.png", seed)
+    return folder
+
+
+async def test_the_marked_result_is_always_in_sight(make_app: Any, many: Path) -> None:
+    app = make_app(many)
+    async with app.run_test(size=(80, 24)) as pilot:
+        results = await many_results(app, pilot)
+        assert (results.count, results.top) == (12, 0)
+        for key, marked in (("end", 11), ("up", 10), ("home", 0), ("pagedown", 4), ("pageup", 0)):
+            await pilot.press(key)
+            assert results.marked == marked
+            assert results.top <= 4 * marked
+            assert 4 * marked + 4 <= results.top + results.size.height
+        await pilot.press("end")
+        assert results.top + results.size.height == 48
+        shown = results.render_lines(results.size.region)
+        assert "▌" in shown[-1].text
+        assert {line.cell_length for line in shown} == {results.size.width}
+
+        await pilot.resize_terminal(60, 20)
+        await pilot.pause()
+        shown = results.render_lines(results.size.region)
+        assert {line.cell_length for line in shown} == {results.size.width}
+        assert "▌" in "".join(line.text for line in shown)
+
+
+async def test_the_wheel_scrolls_and_a_click_marks(make_app: Any, many: Path) -> None:
+    app = make_app(many)
+    async with app.run_test(size=(80, 24)) as pilot:
+        results = await many_results(app, pilot)
+        await pilot.click("#results", offset=(5, 5))
+        assert results.marked == 1
+        results.post_message(wheel(MouseScrollDown, results))
+        await pilot.pause()
+        assert (results.top, results.marked) == (3, 1)
+        results.post_message(wheel(MouseScrollUp, results))
+        await pilot.pause()
+        assert results.top == 0
+
+
+def wheel(event: Any, widget: Any) -> Any:
+    return event(widget, 1, 1, 0, 0, 0, shift=False, meta=False, ctrl=False)
+
+
+async def test_keys_and_focus_paint_and_lay_out_no_more_than_changed(
+    make_app: Any, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole screen in Python takes longer than a key may wait."""
+    app = make_app(many)
+    async with app.run_test(size=(120, 40)) as pilot:
+        results = await many_results(app, pilot)
+        whole: list[str] = []
+        monkeypatch.setattr(Compositor, "render_full_update", noting(whole, "painted"))
+        monkeypatch.setattr(Compositor, "reflow", noting(whole, "laid out"))
+        await pilot.press("down", "pagedown", "ctrl+f")
+        await pilot.pause()
+        assert not results.has_focus
+        await pilot.press("a", "b", "tab")
+        await pilot.pause()
+        assert app.query_one("#query", Input).value == "ab"
+        assert results.has_focus
+        assert whole == []
+
+
+def noting(calls: list[str], what: str) -> Any:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(what)
+        return original(self, *arguments, **options)
+
+    original: Any = getattr(Compositor, "reflow" if what == "laid out" else "render_full_update")
+    return method
+
+
+async def test_the_line_of_keys_follows_the_focus_and_can_be_clicked(
+    make_app: Any, many: Path
+) -> None:
+    app = make_app(many)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await many_results(app, pilot)
+        await pilot.pause()
+        keys = app.query_one("Keys")
+        assert "More like it" in str(keys.render())
+        where = str(keys.render()).index("Search")
+        await pilot.click("Keys", offset=(where, 0))
+        await pilot.pause()
+        assert app.query_one("#query").has_focus
+        assert "More like it" not in str(keys.render())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no niceness of threads")
+async def test_worker_threads_give_way_and_the_loop_does_not(make_app: Any, photos: Path) -> None:
+    app = make_app(photos)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await indexed(app, pilot)
+        app.show_report()
+        names = {one.native_id: one.name for one in threading.enumerate()}
+        nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in names if thread}
+        workers = [thread for thread in nice if names[thread].startswith("AnyIO worker")]
+        assert workers
+        assert all(nice[thread] == 10 for thread in workers)
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 10
+        assert sys.getswitchinterval() < 0.001
+    assert sys.getswitchinterval() >= 0.001
