@@ -5,7 +5,8 @@
 Prints, for 12 and 48 megapixels, the median processor time of each path, its ratio to this
 library's, and how far its pixels are from this library's. Peers that are not installed are left
 out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes, at the
-size it decodes to. Below each table: whether this library is no slower than the fastest peer of the
+size it decodes to. `gist` is the embedded model's
+way, to 96 x 96. Below each table: whether this library is no slower than the fastest peer of the
 same pixels, and, where the decoder scales, three times as fast as plain Pillow.
 """
 
@@ -29,6 +30,11 @@ from aioembed.images.preprocess import program_input, smallest_enough
 from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 Path_ = Callable[[bytes], np.ndarray]
+GIST_PREPROCESSING = Preprocessing(
+    height=96, width=96, resize="stretch", interpolation="bilinear", antialias=True
+)
+"""Of the embedded model."""
+
 DECODER = "decoder alone"
 TIMES_PILLOW = 3.0
 NO_SLOWER = 0.99
@@ -72,10 +78,13 @@ def pillow_clip(data: bytes) -> np.ndarray:
     return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
 
 
-def pillow_stretch(data: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    pixels = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+def pillow_stretch(side: int) -> Path_:
+    def run(data: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+        return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+
+    return run
 
 
 def transformers_clip() -> Path_ | None:
@@ -186,7 +195,7 @@ def main() -> None:
                 "aioembed": ours(RNE_PREPROCESSING),
                 **dict((decoder(RNE_PREPROCESSING, data),)),
                 "OpenCV": opencv_stretch(),
-                "Pillow (antialiased)": pillow_stretch,
+                "Pillow (antialiased)": pillow_stretch(224),
             }
             report(f"rne, {about}", stretch, data, options.rounds)
             crop = {
@@ -196,6 +205,12 @@ def main() -> None:
                 "transformers": transformers_clip(),
             }
             report(f"clip, {about}", crop, data, options.rounds)
+            small = {
+                "aioembed": ours(GIST_PREPROCESSING),
+                **dict((decoder(GIST_PREPROCESSING, data),)),
+                "Pillow": pillow_stretch(96),
+            }
+            report(f"gist, {about}", small, data, options.rounds)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,6 @@ _KERNELS = {
 _WORTH_CUTTING = 4
 """How many times larger than what is kept of it a scaled image must be to be cut beforehand."""
 
-_GAP = 6.6
-"""Neighbours are averaged before the first pass down to this many pixels per output pixel.
-
-That stays within one level of the kernel over all pixels; over both sides, or further down, it
-does not.
-"""
-
 _WORTH_PICKING = 1 << 20
 """Pixels from which on picking the neighbours is faster than unpacking the whole image."""
 
@@ -76,19 +69,17 @@ def resample_antialiased(
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kernel = _KERNELS[interpolation]
-    first, _ = passes = (y, x) if rows_first else (x, y)
     large = x.resized * y.resized > _WORTH_CUTTING * x.kept * y.kept
-    if not (rows_first or large or shrunk > 1 or first.source >= 2 * _GAP * first.resized):
+    if not (rows_first or large or shrunk > 1):
         whole = as_array(image.resize((x.resized, y.resized), kernel))
         return whole[y.first : y.first + y.kept, x.first : x.first + x.kept]
-    for axis in passes:
+    for axis in (y, x) if rows_first else (x, y):
         begin, end = (place / shrunk for place in axis.span)
         across = axis is x
         image = image.resize(
             (x.kept, image.height) if across else (image.width, y.kept),
             kernel,
             box=(begin, 0, end, image.height) if across else (0, begin, image.width, end),
-            reducing_gap=_GAP if axis is first else None,
         )
     return as_array(image)
 
