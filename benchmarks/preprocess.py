@@ -5,9 +5,9 @@
 Prints, for 12 and 48 megapixels, the median processor time of each path, its ratio to this
 library's, and how far its pixels are from this library's. Peers that are not installed are left
 out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes, at the
-size it decodes to. `gist` is the embedded model's
-way, to 96 x 96. Below each table: whether this library is no slower than the fastest peer of the
-same pixels, and, where the decoder scales, three times as fast as plain Pillow.
+size it decodes to. `gist` is the embedded model's way, to 96 x 96. Below each table: whether this
+library is no slower than the fastest peer of the same pixels, and, where the decoder scales, three
+times as fast as plain Pillow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def medians(paths: dict[str, Path_], data: bytes, rounds: int) -> dict[str, floa
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def report(title: str, paths: dict[str, Path_ | None], data: bytes, rounds: int) -> None:
+def report(title: str, paths: Mapping[str, Path_ | None], data: bytes, rounds: int) -> None:
     present = {name: path for name, path in paths.items() if path}
     reference = present["aioembed"](data)
     times = medians(present, data, rounds)
