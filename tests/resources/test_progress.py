@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from aioembed.resources import Progress, ProgressMeter, RateMeter
@@ -83,3 +84,26 @@ def test_without_an_observer_nothing_happens() -> None:
     meter = ProgressMeter([1], None, clock=Clock())
     meter.update(0, 1, 1)
     meter.finish()
+
+
+@pytest.mark.anyio
+async def test_what_came_too_early_to_be_told_is_told_when_nothing_follows() -> None:
+    """A server that falls silent right after its first bytes."""
+    told: list[int] = []
+    all_told = anyio.Event()
+
+    def watch(progress: Progress) -> None:
+        told.append(progress.received)
+        if progress.received == 40:
+            all_told.set()
+
+    meter = ProgressMeter([100], watch, clock=anyio.current_time, interval=0.01)
+    meter.update(0, 10, 100)
+    meter.update(0, 40, 100)
+    assert told == [10]
+    async with anyio.create_task_group() as group:
+        group.start_soon(meter.keep_telling)
+        with anyio.fail_after(10):
+            await all_told.wait()
+        group.cancel_scope.cancel()
+    assert told == [10, 40]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
@@ -156,7 +157,8 @@ class Fetcher:
             [
                 partial(self._fetch_one, resource, partial(meter.update, index))
                 for index, resource in enumerate(wanted)
-            ]
+            ],
+            beside=meter.keep_telling,
         )
 
     async def _fetch_one(self, resource: Resource, watcher: Report) -> CachedFile:
@@ -231,8 +233,15 @@ def _pinned_hash(entry: Entry) -> str | None:
 
 async def _gather(
     works: Sequence[Callable[[], Awaitable[CachedFile]]],
+    *,
+    beside: Callable[[], Coroutine[Any, Any, None]],
 ) -> list[CachedFile]:
-    """Run all side by side; the first failure stops the others and is raised as it is."""
+    """Run all side by side; the first failure stops the others and is raised as it is.
+
+    Args:
+        works: What to wait for.
+        beside: Runs meanwhile, until it is cancelled.
+    """
     results: dict[int, CachedFile] = {}
     failures: list[AioembedError] = []
 
@@ -243,9 +252,12 @@ async def _gather(
             failures.append(exc)
             group.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        for index, work in enumerate(works):
-            group.start_soon(run, index, work)
+    async with anyio.create_task_group() as besides:
+        besides.start_soon(beside)
+        async with anyio.create_task_group() as group:
+            for index, work in enumerate(works):
+                group.start_soon(run, index, work)
+        besides.cancel_scope.cancel()
     if failures:
         raise failures[0]
     return [results[index] for index in range(len(works))]

@@ -38,7 +38,7 @@ async def pump(
         body: The bytes; it is ended, read to its end or not.
         write: Writes the blocks that wait, which are used again afterwards; called in a worker
             thread, one call at a time.
-        report: Told the size of each block as it is handed over; what it raises ends the pump.
+        report: Told how many bytes have come, each time; what it raises ends the pump.
         limits: `stall` and `min_rate` bound the wait for bytes, not the wait for the disk.
 
     Raises:
@@ -144,6 +144,7 @@ class _Reader:
             if not count:
                 return False
             self._size += count
+            self._report(count)
             if anyio.current_time() >= until:
                 break
         return True
@@ -151,5 +152,4 @@ class _Reader:
     def _hand_over(self) -> None:
         size, self._size = self._size, 0
         if size:
-            self._report(size)
             self._filled.send_nowait((self._block, size))

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import anyio
+
 __all__ = ["Progress", "ProgressMeter", "RateMeter"]
 
 _logger = logging.getLogger("aioembed.resources")
@@ -82,6 +84,7 @@ class ProgressMeter:
         self._interval = interval
         self._rates = RateMeter()
         self._told_at: float | None = None
+        self._untold = False
         self._high = 0
         self._fraction = 0.0
         self._finished = False
@@ -94,9 +97,21 @@ class ProgressMeter:
         self._received[index] = received
         if total is not None:
             self._totals[index] = total
+        self._untold = True
+        self._tell_if_due()
+
+    async def keep_telling(self) -> None:
+        """Tell, until it is cancelled, what came too early to be told and is the last for now."""
+        while True:
+            await anyio.sleep(self._interval)
+            if self._untold:
+                self._tell_if_due()
+
+    def _tell_if_due(self) -> None:
         now = self._clock()
         if self._told_at is not None and now - self._told_at < self._interval:
             return
+        self._untold = False
         progress = self._measure(now)
         if progress.total is None or progress.received < progress.total:
             self._told_at = now
