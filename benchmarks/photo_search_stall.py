@@ -94,6 +94,7 @@ async def use_app(folder: Path, *, idle: bool) -> tuple[Beats, int, float]:
     """Return the stalls, how many photos were indexed, and in how many seconds."""
     sys.path.insert(0, str(EXAMPLE))
     from photo_app import PhotoSearch
+    from responsive import DECODERS
 
     from aioembed import GIST_512, ImageEmbeddings
 
@@ -112,7 +113,8 @@ async def use_app(folder: Path, *, idle: bool) -> tuple[Beats, int, float]:
         app.exit()
 
     with tempfile.TemporaryDirectory() as elsewhere:
-        app = PhotoSearch(folder, Path(elsewhere) / "index.db", model=ImageEmbeddings(GIST_512))
+        model = ImageEmbeddings(GIST_512, decode_threads=DECODERS)
+        app = PhotoSearch(folder, Path(elsewhere) / "index.db", model=model)
         watching = asyncio.create_task(watch())
         await app.run_async()
         await watching

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from photo_app import PhotoSearch
+from responsive import DECODERS
 
 from aioembed import ImageEmbeddings, TextEmbeddings
 from aioembed.testing.scenes import draw_scenes, near_duplicates
@@ -42,7 +43,7 @@ def main() -> None:
         PhotoSearch(
             folder,
             options.index or folder / ".photo-search.db",
-            model=ImageEmbeddings(options.model),
+            model=ImageEmbeddings(options.model, decode_threads=DECODERS),
             text_model=TextEmbeddings(options.text_model) if options.text_model else None,
         ).run()
 

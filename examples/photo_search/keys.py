@@ -16,7 +16,6 @@ class Keys(Widget):
     ALLOW_SELECT = False
     DEFAULT_CSS = """
     Keys {
-        dock: bottom;
         height: 1;
         background: $footer-background;
         & > .keys--key { color: $footer-key-foreground; text-style: bold; }

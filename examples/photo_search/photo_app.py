@@ -27,7 +27,7 @@ from aioembed.index import EmbeddingIndex, Hit, SyncReport
 from aioembed.integrations.textual import ModelMixin, ModelStatus
 
 RESULTS = 24
-PROGRESS_SECONDS = 0.1
+PROGRESS_SECONDS = 0.2
 
 
 def path_of(text: str) -> Path:
@@ -75,8 +75,8 @@ class PhotoSearch(ModelMixin, App[None]):
             with Pane(id="folder-pane"):
                 with Pane(id="indexing"):
                     yield QuietInput(str(self.folder), placeholder="a folder", id="folder")
-                    yield ProgressBar(show_eta=False, show_percentage=False, id="progress")
-                    yield Static("", id="report")
+                    yield Pane(ProgressBar(show_eta=False, show_percentage=False, id="progress"))
+                    yield Pane(Static("", id="report"))
                 yield Pane(ModelStatus(self.model), id="model")
             with Pane(id="search-pane"):
                 wanted = "a picture or words" if self.text_model else "a picture's name or path"
@@ -84,7 +84,7 @@ class PhotoSearch(ModelMixin, App[None]):
                     yield QuietInput(placeholder=f"search: {wanted}", id="query")
                 yield Pane(Static("", id="told"), id="telling")
                 yield Pane(Results(id="results"), id="found")
-        yield Keys()
+        yield Pane(Keys(), id="keys")
 
     async def on_mount(self) -> None:
         self.use_model(self.model)

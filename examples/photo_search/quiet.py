@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from textual.containers import Vertical
@@ -11,12 +12,34 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input
 
+PAUSE = 0.002
+BLUR_SECONDS = 0.02
+
 
 class QuietScreen(Screen[Any]):
-    """A screen that is not painted anew when another widget gets the focus; that one is."""
+    """A screen that is not painted anew when another widget gets the focus; that one is.
+
+    Where several widgets changed, it paints one after the other, that with the focus first, and
+    lets keys in between. Textual, whose own method this overrides, paints all of them at once.
+    """
 
     BLANK = True
     focused: Reactive[Widget | None] = reactive(None, repaint=False)
+
+    def _on_timer_update(self) -> None:
+        changed, is_whole = self._dirty_widgets, self._layout_required or self._repaint_required
+        if len(changed) < 2 or is_whole or not self.is_current:
+            super()._on_timer_update()
+            return
+        first = self.focused if self.focused in changed else next(iter(changed))
+        self._dirty_widgets = {first}
+        super()._on_timer_update()
+        self._dirty_widgets |= changed - {first}
+        self.call_later(self._paint_others)
+
+    async def _paint_others(self) -> None:
+        await asyncio.sleep(PAUSE)
+        self._on_timer_update()
 
 
 class Pane(Vertical):
@@ -30,6 +53,15 @@ class Pane(Vertical):
 
 
 class QuietInput(Input):
-    """An input line whose length is nothing the screen's layout has to know with each letter."""
+    """An input line whose length is nothing the screen's layout has to know with each letter.
+
+    Where it loses the focus, the widget that gets it looks different first.
+    """
 
     virtual_size: Reactive[Size] = reactive(Size(0, 0), repaint=False)
+
+    def watch_has_focus(self, has_focus: bool) -> None:
+        if has_focus:
+            self.update_node_styles()
+        else:
+            self.set_timer(BLUR_SECONDS, self.update_node_styles)

@@ -10,22 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SWITCH_SECONDS = 0.0005
-MIDDLE_COLLECTION, FULL_COLLECTION = 5, 1000
+SWITCH_SECONDS = 0.0015
+COLLECTIONS = (300, 3, 4000)
+DECODERS = max(1, (os.cpu_count() or 1) - 1)
 NICENESS = 10
 THREADS = Path("/proc/self/task")
 
 
 @contextmanager
 def responsive() -> Iterator[None]:
-    """Let the loop's thread have the GIL within half a millisecond, and no collection be long.
+    """Let the loop's thread have the GIL soon, and no collection be long.
 
     For a process of one's own: both hold for all of it. A full collection looks at every module,
     and holds the keys up meanwhile; what was made until now is left out of all further ones.
+    Under a shorter interval, painting gives the GIL away more often than it wins.
     """
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(thresholds[0], MIDDLE_COLLECTION, FULL_COLLECTION)
+    gc.set_threshold(*COLLECTIONS)
     gc.freeze()
     try:
         yield

@@ -18,6 +18,8 @@ from textual.widget import Widget
 MARK_WIDTH, BAR_WIDTH = 2, 1
 WHEEL_LINES = 3
 
+Look = tuple[int, bool, str]
+
 
 class Results(Widget, can_focus=True):
     """Results of `ROWS` lines each; one is marked, and Enter chooses it.
@@ -59,9 +61,8 @@ class Results(Widget, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  # Textual's own name
         super().__init__(id=id)
         self.lines: Sequence[Strip] = ()
-        self.pieces: dict[str, Strip] = {}
-        self.joined: dict[tuple[int, str, str], Strip] = {}
-        self.drawn_for: tuple[int, bool, str] | None = None
+        self.pieces: dict[Look, dict[str, Strip]] = {}
+        self.joined: dict[tuple[Look, int, str, str], Strip] = {}
 
     @property
     def count(self) -> int:
@@ -86,22 +87,24 @@ class Results(Widget, can_focus=True):
 
     def render_lines(self, crop: Region) -> list[Strip]:
         width, height = self.size
-        pieces = self.pieces_for(width)
-        lines = [self.line(y, height, pieces) for y in crop.line_range]
+        look = (width, self.has_focus, self.app.theme)
+        if look not in self.pieces:
+            self.pieces[look] = self.draw_pieces()
+        lines = [self.line(y, height, look) for y in crop.line_range]
         if crop.column_span == (0, width):
             return lines
         return [line.crop(*crop.column_span) for line in lines]
 
-    def line(self, y: int, height: int, pieces: dict[str, Strip]) -> Strip:
-        number = y + self.top
+    def line(self, y: int, height: int, look: Look) -> Strip:
+        number, pieces = y + self.top, self.pieces[look]
         if number >= len(self.lines):
             return pieces["blank"]
         mark = "mark" if number // ROWS == self.marked else "unmarked"
         bar = self.bar(y, height)
-        found = self.joined.get((number, mark, bar))
+        found = self.joined.get((look, number, mark, bar))
         if found is None:
             found = Strip.join([pieces[mark], self.lines[number], pieces[bar]])
-            self.joined[number, mark, bar] = found
+            self.joined[look, number, mark, bar] = found
         return found
 
     def bar(self, y: int, height: int) -> str:
@@ -110,12 +113,6 @@ class Results(Widget, can_focus=True):
             return "behind"
         is_thumb = self.top * height // total <= y <= (self.top + height) * height // total
         return "thumb" if is_thumb else "track"
-
-    def pieces_for(self, width: int) -> dict[str, Strip]:
-        look = (width, self.has_focus, self.app.theme)
-        if look != self.drawn_for:
-            self.drawn_for, self.pieces, self.joined = look, self.draw_pieces(), {}
-        return self.pieces
 
     def draw_pieces(self) -> dict[str, Strip]:
         canvas, behind = self.canvas, self.rich_style.background_style
