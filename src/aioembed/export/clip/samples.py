@@ -20,8 +20,8 @@ __all__ = ["image_samples", "text_samples"]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 _MOST = 32
 _LENGTHS = (2, 3, 5, 8, 12, 16, 24, 40, 77)
-_REPETITIVE_LENGTHS = (24, 77)
-_DIFFERENT = (1, 1, 1, 2, 2, 4)
+_REPETITIVE = ((12, (1,) * 16 + (2,) * 8 + (4,) * 4), (77, (1, 2, 4)))
+"""Lengths, and of how many different words each of their texts is."""
 
 Samples = Sequence[tuple[Tensor, ...]]
 
@@ -46,6 +46,7 @@ def text_samples(shape: TextShape) -> Samples:
 
     Some are of random words. In others one word, or a few in turn, fill the text: all of its
     positions are alike then, and what int8 rounds away adds up where it averages out otherwise.
+    Which words show it differs, so there are many of these.
     """
     generator = torch.Generator().manual_seed(0)
     end = shape.end_of_text
@@ -57,8 +58,8 @@ def text_samples(shape: TextShape) -> Samples:
 
     longest = shape.context_length
     texts = [sample(length, length) for length in sorted({min(n, longest) for n in _LENGTHS})]
-    for length in sorted({min(n, longest) for n in _REPETITIVE_LENGTHS}):
-        texts += [sample(length, different) for different in _DIFFERENT]
+    for length, differing in _REPETITIVE:
+        texts += [sample(min(length, longest), different) for different in differing]
     return texts
 
 
