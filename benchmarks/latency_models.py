@@ -98,8 +98,10 @@ def torch_tower(tower: str, weights: Path) -> torch.nn.Module:
             self.model = kind.from_pretrained(weights).train(False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            vectors = self.model(x)[0]
-            return torch.nn.functional.normalize(vectors, dim=-1)
+            vectors: torch.Tensor = self.model(x)[0]
+            # As functional.normalize does, whose expand XNNPACK takes and then cannot run.
+            length: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+            return vectors / length
 
     return Tower().train(False)
 
