@@ -109,8 +109,10 @@ class _Reader:
         try:
             await self._read(body)
         finally:
-            await body.end()
-            self._hand_over()
+            try:
+                self._hand_over()
+            finally:
+                await body.end()
 
     async def _read(self, body: Body) -> None:
         window, goes_on = 0, True
