@@ -99,7 +99,6 @@ def torch_tower(tower: str, weights: Path) -> torch.nn.Module:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             vectors: torch.Tensor = self.model(x)[0]
-            # As functional.normalize does, whose expand XNNPACK takes and then cannot run.
             length: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
             return vectors / length
 
@@ -163,7 +162,9 @@ def make_plain(out: Path, tower: str) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    example = tuple(torch.from_numpy(array) for array in inputs(tower, 16).values())
+    # In memory as in shape: a program for other strides is not what is run.
+    arrays = map(np.ascontiguousarray, inputs(tower, 16).values())
+    example = tuple(torch.from_numpy(array) for array in arrays)
     with torch.no_grad():
         exported = torch.export.export(torch_tower(tower, checkpoint()), example)
     edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
