@@ -77,7 +77,7 @@ class Contender:
     def __init__(self, name: str, tower: str, length: int) -> None:
         kind = IMAGE[name]
         path = checkpoint() if kind == "torch" else model_path(name, tower)
-        file = input_file(tower, length, as_picture=kind in {"pte", "handle"})
+        file = input_file(tower, length, kind)
         script = Path(__file__).with_name("latency_contender.py")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", script, kind, name, path, file],

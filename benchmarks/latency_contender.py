@@ -42,22 +42,28 @@ def pte_runner(path: str, given: np.ndarray[Any, Any]) -> Run:
 
 
 @contextlib.contextmanager
-def handle_runner(path: str, given: np.ndarray[Any, Any]) -> Iterator[Run]:
+def handle_runner(path: str, picture_or_text: np.ndarray[Any, Any]) -> Iterator[Run]:
     import anyio.from_thread
 
-    from aioembed import ImageEmbeddings
+    from aioembed import ImageEmbeddings, TextEmbeddings
 
-    with anyio.from_thread.start_blocking_portal() as portal:
-        handle = ImageEmbeddings(path)
-        with portal.wrap_async_context_manager(handle):
-            portal.call(handle.load)
+    handle: Any = ImageEmbeddings(path)
+    given: Any = picture_or_text
+    if picture_or_text.dtype.kind == "U":
+        handle = TextEmbeddings(path, tokenizer=Path(path).with_name("tokenizer.json"))
+        given = picture_or_text.item()
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(handle),
+    ):
+        portal.call(handle.load)
 
-            async def timed() -> Timed:
-                start = time.perf_counter()
-                vector = await handle.forward(given)
-                return Timed(time.perf_counter() - start, vector)
+        async def timed() -> Timed:
+            start = time.perf_counter()
+            vector = await handle.forward(given)
+            return Timed(time.perf_counter() - start, vector)
 
-            yield lambda: portal.call(timed)
+        yield lambda: portal.call(timed)
 
 
 def stock_runner(path: str, given: np.ndarray[Any, Any]) -> Run:

@@ -7,6 +7,9 @@ channel, calibrated), and OpenVINO's NNCF (for transformers).
 
 from __future__ import annotations
 
+import itertools
+import json
+import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,16 @@ from programs import folder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IMAGE", "TEXT", "checkpoint", "input_file", "make_model", "model_path", "torch_tower"]
+__all__ = [
+    "IMAGE",
+    "TEXT",
+    "checkpoint",
+    "input_file",
+    "make_model",
+    "model_path",
+    "tokenizer",
+    "torch_tower",
+]
 
 SEED = 20230131
 FP32 = "ONNX Runtime fp32"
@@ -41,8 +53,9 @@ IMAGE = {
     "torch eager": "torch",
     "torch.compile": "torch",
 }
-TEXT = {name: kind for name, kind in IMAGE.items() if kind in {"pte", "onnx", "openvino", "torch"}}
-TEXT = {name: kind for name, kind in TEXT.items() if "static" not in name}
+TEXT = {name: kind for name, kind in IMAGE.items() if "static" not in name}
+MERGES = 48_894
+FIRST_WORD = 256  # the id of "!", the first of the words of one byte
 
 
 def checkpoint() -> Path:
@@ -80,8 +93,27 @@ def inputs(tower: str, length: int, index: int = 0) -> dict[str, np.ndarray[Any,
     if tower == "image":
         pixels = (picture(index) / 255 - MEAN) / STD
         return {"pixel_values": pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32)}
-    words = 7919 * (np.arange(length - 2) + 97 * index + 1) % 49406
-    return {"input_ids": np.concatenate([[49406], words, [49407]])[np.newaxis]}
+    words = [FIRST_WORD + ord(letter) - ord("!") for letter in text(length, index).split()]
+    return {"input_ids": np.array([[49406, *words, 49407]])}
+
+
+def text(length: int, index: int = 0) -> str:
+    """Return a text of that many tokens with those of its start and end, a letter each."""
+    letters = string.ascii_lowercase + string.digits
+    return " ".join(letters[(5 * i + 7 * index) % len(letters)] for i in range(length - 2))
+
+
+def tokenizer() -> Path:
+    """Return a tokenizer of CLIP's format and size that knows letters and pairs of letters."""
+    file = folder() / "tokenizer.json"
+    if not file.is_file():
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        from tests.text.clip_bpe import byte_symbols, tokenizer_json
+
+        pairs = itertools.product(byte_symbols().values(), repeat=2)
+        content = tokenizer_json(list(itertools.islice(pairs, MERGES)))
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return file
 
 
 def torch_tower(tower: str, weights: Path) -> torch.nn.Module:
@@ -137,11 +169,16 @@ def make_model(name: str, tower: str) -> None:
         quantize(model_path(FP32, tower), out, tower)
 
 
-def input_file(tower: str, length: int, *, as_picture: bool) -> Path:
-    """Return a file with the input of all contenders, as a picture or as transformers takes it."""
-    if tower == "image" and as_picture:
+def input_file(tower: str, length: int, kind: str) -> Path:
+    """Return a file with the input of all contenders, in the form in which that kind takes it."""
+    if tower == "image" and kind in {"pte", "handle"}:
         picture()
         return picture_file(0)
+    if kind == "handle":
+        tokenizer()
+        file = folder() / f"text-{length}.npy"
+        np.save(file, np.array(text(length)))
+        return file
     ((name, array),) = inputs(tower, length).items()
     file = folder() / f"{name}-{length}.npy"
     np.save(file, array)
@@ -165,24 +202,32 @@ def make_plain(out: Path, tower: str) -> None:
     # In memory as in shape: a program for other strides is not what is run.
     arrays = map(np.ascontiguousarray, inputs(tower, 16).values())
     example = tuple(torch.from_numpy(array) for array in arrays)
+    shapes = dynamic_shapes(tower)
     with torch.no_grad():
-        exported = torch.export.export(torch_tower(tower, checkpoint()), example)
+        module = torch_tower(tower, checkpoint())
+        exported = torch.export.export(module, example, dynamic_shapes=shapes)
     edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     out.write_bytes(edge.to_executorch().buffer)
+
+
+def dynamic_shapes(tower: str) -> tuple[dict[int, Any]] | None:
+    """Return what an exporter of torch is told of the input's shape."""
+    import torch
+
+    return ({1: torch.export.Dim("tokens", min=2, max=77)},) if tower == "text" else None
 
 
 def make_onnx(out: Path, tower: str) -> None:
     import torch
 
     ((name, array),) = inputs(tower, 16).items()
-    dynamic = ({1: torch.export.Dim("tokens", min=2, max=77)},) if tower == "text" else None
     torch.onnx.export(
         torch_tower(tower, checkpoint()),
         (torch.from_numpy(array),),
         str(out),
         input_names=[name],
         dynamo=True,
-        dynamic_shapes=dynamic,
+        dynamic_shapes=dynamic_shapes(tower),
         external_data=False,
     )
 
