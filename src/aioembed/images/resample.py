@@ -103,16 +103,24 @@ def resample_plain(pixels: Pixels, x: Axis, y: Axis, interpolation: Interpolatio
     columns, column_weights = _taps(x, interpolation)
     rows, row_weights = _taps(y, interpolation)
     neighbours = _neighbours(pixels, (y, x), (rows, columns))
-    across = np.einsum(
-        "rcyxk,cx->ryxk", neighbours, column_weights, dtype=np.int32, casting="unsafe"
-    )
-    total = np.zeros((y.kept, x.kept, 3), np.int32)
-    for line, weight in zip(across, row_weights[:, :, None, None], strict=True):
-        total += ((line >> 4) * weight) >> 16 if interpolation == "bilinear" else line * weight
+    # Long rows of values and not pixels of three: numpy's inner loops run over the last axis.
+    values = neighbours.reshape(*neighbours.shape[:3], -1)
+    taps = np.repeat(column_weights, neighbours.shape[-1], axis=1)
+    across = values[:, 0] * taps[0]
+    for place in range(1, len(taps)):
+        across += values[:, place] * taps[place]
     if interpolation == "bilinear":
-        return np.asarray((total + 2) >> 2, np.uint8)
-    half = 1 << (2 * _FIXED_POINT_BITS - 1)
-    return np.asarray(np.clip((total + half) >> (2 * _FIXED_POINT_BITS), 0, 255), np.uint8)
+        across >>= 4
+    total = np.zeros(across.shape[1:], np.int32)
+    for line, weight in zip(across, row_weights[:, :, None], strict=True):
+        weighed = line * weight
+        total += weighed >> 16 if interpolation == "bilinear" else weighed
+    if interpolation == "bilinear":
+        mixed = (total + 2) >> 2
+    else:
+        half = 1 << (2 * _FIXED_POINT_BITS - 1)
+        mixed = np.clip((total + half) >> (2 * _FIXED_POINT_BITS), 0, 255)
+    return np.asarray(mixed, np.uint8).reshape(neighbours.shape[2:])
 
 
 def _taps(axis: Axis, interpolation: Interpolation) -> tuple[_Indices, _Weights]:
