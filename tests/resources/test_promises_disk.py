@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from aioembed.errors import (
     CacheUnwritable,
     DiskFull,
 )
-from aioembed.resources import Cache, Progress, Resource
+from aioembed.resources import Cache, Progress, Resource, partial
 from aioembed.resources.partial import Partial
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +68,29 @@ async def test_promise_19_a_disk_that_fills_in_mid_write_is_typed_and_the_part_g
         [file] = await make_fetcher().fetch([resource])
         assert server.ranges == [None, "bytes=100000-"]
     assert file.path.read_bytes() == content
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no sync before the end")
+@pytest.mark.parametrize(("failing", "kept"), [("fdatasync", 0), ("fsync", 100)])
+async def test_what_the_disk_could_not_take_is_no_part_of_the_file(
+    failing: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system says so once, and reads the lost bytes from memory as if all were well."""
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(partial, "_PUSH_BYTES", 100)
+    monkeypatch.setattr(os, failing, fail)
+    part = Partial.open(tmp_path)
+    part.append([memoryview(bytes(100))])
+    part.append([memoryview(bytes(50))])
+    with pytest.raises(OSError, match="Input/output error"):
+        part.settle()
+    part.close()
+    again = Partial.open(tmp_path)
+    again.close()
+    assert again.received == kept
 
 
 def _mount(folder: Path, option: str) -> None:

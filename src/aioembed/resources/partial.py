@@ -6,9 +6,9 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -42,7 +42,9 @@ class Partial:
         self._fd = fd
         self._hash = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(1, "aioembed-hash")
-        self._pushed = 0
+        self._syncer = ThreadPoolExecutor(1, "aioembed-sync")
+        self._syncing: Future[None] | None = None
+        self._pushed = self._synced = 0
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -75,7 +77,7 @@ class Partial:
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._hash = hashlib.sha256()
-        self.received = self._pushed = 0
+        self.received = self._pushed = self._synced = 0
         self.journal = None
         if journal is None:
             (self.folder / "journal.json").unlink(missing_ok=True)
@@ -103,16 +105,32 @@ class Partial:
             block = block[written:]
 
     def _push(self) -> None:
-        """Have the disk begin with what came, so that `settle` has little left to wait for.
+        """Have the disk take what came, beside the rest, so that `settle` has little to wait for.
 
-        On Linux this advice starts writing, and drops only what is written already. A sync at
-        each step would leave still less, but makes the disk flush its own cache each time.
+        Raises:
+            OSError: An earlier push failed.
         """
-        if self.received - self._pushed >= _PUSH_BYTES and sys.platform == "linux":
-            count = self.received - self._pushed
-            with suppress(OSError):  # a file system that takes no advice works without
-                os.posix_fadvise(self._fd, self._pushed, count, os.POSIX_FADV_DONTNEED)
+        if self.received - self._pushed < _PUSH_BYTES or sys.platform != "linux":
+            return
+        if self._syncing is None or self._syncing.done():
+            self._finish_push()
+            self._syncing = self._syncer.submit(os.fdatasync, self._fd)
             self._pushed = self.received
+
+    def _finish_push(self) -> None:
+        if self._syncing is not None:
+            with self._dropping_what_the_disk_lost():
+                self._syncing.result()
+            self._synced = self._pushed
+
+    @contextmanager
+    def _dropping_what_the_disk_lost(self) -> Iterator[None]:
+        """The system tells once that it lost bytes, and goes on showing them."""
+        try:
+            yield
+        except OSError:
+            os.ftruncate(self._fd, self._synced)
+            raise
 
     def head(self, count: int) -> bytes:
         """Return the first `count` bytes."""
@@ -123,11 +141,18 @@ class Partial:
         return shutil.disk_usage(self.folder).free
 
     def settle(self) -> os.stat_result:
-        """Bring everything to the disk."""
-        os.fsync(self._fd)
+        """Bring everything to the disk.
+
+        Raises:
+            OSError: It could not take all; only what it has is left in the part.
+        """
+        self._finish_push()
+        with self._dropping_what_the_disk_lost():
+            os.fsync(self._fd)
         return os.fstat(self._fd)
 
     def close(self) -> None:
         """Close the file; the part stays where it is."""
         self._hasher.shutdown()
+        self._syncer.shutdown()
         os.close(self._fd)
