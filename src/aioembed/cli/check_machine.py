@@ -9,8 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from anyio import to_thread
+
 from aioembed.errors import BrokenInstallation, InvalidConfig
-from aioembed.resources.transport import open_client
+from aioembed.resources.transport import open_client, read_certificates
 from aioembed.runtime import available_cpus, thread_count
 
 from .checks import Check, Verdict
@@ -40,7 +42,7 @@ async def check_network() -> Check:
     found = f"set: {', '.join(settings)}" if settings else "no proxy, token or offline setting"
     try:
         async with open_client(None):
-            pass
+            await to_thread.run_sync(read_certificates)
     except InvalidConfig as error:
         return Check("network", Verdict.BROKEN, found, f"nothing can be downloaded: {error}")
     if os.environ.get("HF_HUB_OFFLINE"):

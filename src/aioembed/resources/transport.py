@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from urllib.request import getproxies
 
@@ -16,16 +16,26 @@ from anyio import to_thread
 from ..errors import InvalidConfig
 from .connections import FillingBackend
 
-__all__ = ["open_client"]
+__all__ = ["open_client", "read_certificates"]
 
 
 @cache
-def _ssl_context(file: str | None, folder: str | None) -> ssl.SSLContext:  # noqa: ARG001
-    """One context for each setting of SSL_CERT_FILE and SSL_CERT_DIR: making one takes 0.1 s."""
+def _trusting(file: str | None, folder: str | None) -> ssl.SSLContext:  # noqa: ARG001
+    """One context for each setting of SSL_CERT_FILE and SSL_CERT_DIR: making one takes 0.05 s."""
     return httpx.create_ssl_context()
 
 
-class _FillingTransport(httpx.AsyncHTTPTransport):
+def read_certificates() -> ssl.SSLContext:
+    """Return what the environment's settings trust. Blocks.
+
+    Raises:
+        InvalidConfig: They cannot be used.
+    """
+    with _invalid_settings_refused():
+        return _trusting(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+class _PoolTransport(httpx.AsyncHTTPTransport):
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__(verify=context)
         self._pool = httpcore.AsyncConnectionPool(
@@ -33,14 +43,49 @@ class _FillingTransport(httpx.AsyncHTTPTransport):
         )
 
 
+class _FillingTransport(httpx.AsyncBaseTransport):
+    """Reads the certificates when the first request needs them, and in a thread."""
+
+    def __init__(self) -> None:
+        trusting_nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._plain = _PoolTransport(trusting_nobody)
+        self._secure: _PoolTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme != "https":
+            return await self._plain.handle_async_request(request)
+        return await (await self._trusted()).handle_async_request(request)
+
+    async def _trusted(self) -> _PoolTransport:
+        if self._secure is None:
+            context = await to_thread.run_sync(read_certificates)
+            return self._open(context)
+        return self._secure
+
+    def _open(self, context: ssl.SSLContext) -> _PoolTransport:
+        if self._secure is None:  # another request may have been quicker
+            self._secure = _PoolTransport(context)
+        return self._secure
+
+    async def aclose(self) -> None:
+        await self._plain.aclose()
+        if self._secure is not None:
+            await self._secure.aclose()
+
+
 def _new_client() -> httpx.AsyncClient:
     """Make a client; through proxies httpx does it all itself."""
+    headers = {"User-Agent": "aioembed"}
+    with _invalid_settings_refused():
+        if getproxies():
+            return httpx.AsyncClient(verify=read_certificates(), headers=headers)
+        return httpx.AsyncClient(transport=_FillingTransport(), headers=headers)
+
+
+@contextmanager
+def _invalid_settings_refused() -> Iterator[None]:
     try:
-        context = _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        transport = None if getproxies() else _FillingTransport(context)
-        return httpx.AsyncClient(
-            transport=transport, verify=context, headers={"User-Agent": "aioembed"}
-        )
+        yield
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as exc:
         raise InvalidConfig(
             f"the proxy or certificate settings of the environment cannot be used: {exc}; see "
