@@ -14,6 +14,7 @@ from textual.reactive import reactive
 from textual.widgets import Footer
 
 from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
+from aioembed.errors import DownloadFailed
 from aioembed.integrations.textual import ModelMixin, ModelStatus, StateChanged, status
 from aioembed.testing import LoopbackServer, Reply, Request
 
@@ -211,3 +212,30 @@ async def test_a_busy_model_does_not_flicker_between_two_images(
         assert app.status.has_class("-generating"), "it has worked since the last frame"
         app.status._catch_up()
         assert app.status.has_class("-ready")
+
+
+@pytest.mark.parametrize(("least", "fit"), [(3, [True, True, False]), (1, [True, False, False])])
+async def test_the_screen_is_laid_out_anew_only_where_another_height_is_wanted(
+    least: int, fit: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line while loading, two when ready, more after a failure."""
+    found: list[bool] = []
+    fits = ModelStatus._fits
+
+    def note(status: ModelStatus) -> bool:
+        found.append(fits(status))
+        return found[-1]
+
+    monkeypatch.setattr(ModelStatus, "_catch_up", lambda _self: None)  # no model is followed
+    monkeypatch.setattr(ModelStatus, "_fits", note)
+    app = Shown(ImageEmbeddings(GIST_512, prevent_load=True))
+    error = DownloadFailed("a long reason " * 20)
+    async with app.run_test(size=(40, 20)) as pilot:
+        app.status.styles.min_height = least
+        await pilot.pause()
+        for of, reason in ((Status.LOADING, None), (Status.READY, None), (Status.FAILED, error)):
+            app.status.state = ModelState(status=of, error=reason)
+            await pilot.pause()
+            wrapped = app.status.render().wrap(app.console, app.status.content_size.width)
+            assert app.status.size.height == max(least, len(wrapped))
+    assert found == fit

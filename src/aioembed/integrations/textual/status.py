@@ -131,7 +131,7 @@ class ModelStatus(Widget, can_focus=True):
         is_other = not _look_alike(old, new)
         if is_other:
             self.refresh_bindings()
-        self.refresh(layout=is_other)
+        self.refresh(layout=is_other and not self._fits())
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer a key only where it does something."""
@@ -168,6 +168,13 @@ class ModelStatus(Widget, can_focus=True):
                 Text.assemble(("r", self._style("key")), (" tries again", self._style("figures")))
             )
         return Text("\n").join(lines)
+
+    def _fits(self) -> bool:
+        """Whether as many lines are wanted as there are, which spares the screen a new layout."""
+        width, height = self.content_size
+        least = self.styles.min_height
+        wanted = len(self.render().wrap(self.app.console, max(1, width)))
+        return height == max(wanted, least.cells or 0 if least else 0)
 
     def _heading(self, state: ModelState, width: int) -> Text:
         status = f"{_DOT} {state.status} "
