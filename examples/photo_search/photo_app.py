@@ -116,9 +116,17 @@ class PhotoSearch(ModelMixin, App[None]):
     async def sync(self, folder: Path) -> None:
         self.report = SyncReport()
         try:
+            await self.model.load()
+            await self.painted()
             self.report = await self.index.sync(folder, self.model, on_progress=self.note)
         except AioembedError as error:
             self.tell(str(error), is_error=True)
+
+    async def painted(self) -> None:
+        """Return when the screen shows what is known now: painting all of it takes its time."""
+        is_painted = asyncio.Event()
+        self.screen.call_after_refresh(is_painted.set)
+        await is_painted.wait()
 
     def note(self, report: SyncReport) -> None:
         self.report = report

@@ -13,6 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 PAUSE = 0.002
+FOCUS_SECONDS = 0.005
 BLUR_SECONDS = 0.02
 
 
@@ -55,13 +56,11 @@ class Pane(Vertical):
 class QuietInput(Input):
     """An input line whose length is nothing the screen's layout has to know with each letter.
 
-    Where it loses the focus, the widget that gets it looks different first.
+    It looks different a moment after the widget that the focus comes from or goes to, for both
+    at once would take too long.
     """
 
     virtual_size: Reactive[Size] = reactive(Size(0, 0), repaint=False)
 
     def watch_has_focus(self, has_focus: bool) -> None:
-        if has_focus:
-            self.update_node_styles()
-        else:
-            self.set_timer(BLUR_SECONDS, self.update_node_styles)
+        self.set_timer(FOCUS_SECONDS if has_focus else BLUR_SECONDS, self.update_node_styles)
