@@ -30,6 +30,22 @@ from http_load import Connection, photograph, request, served, upload
 from peers import onnx_model
 from programs import folder, program
 
+_INFINITY = """
+import torch
+from infinity_emb.cli import cli
+from transformers import CLIPModel
+
+# Newer transformers than infinity knows return more than the tensor.
+features = CLIPModel.get_image_features
+
+def tensor_features(self, **inputs):
+    found = features(self, **inputs)
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+CLIPModel.get_image_features = tensor_features
+cli()
+"""
+
 GOAL = 2.0
 """Requests per second of `aioembed serve`, as a multiple of the fastest peer's."""
 
@@ -164,7 +180,8 @@ def infinity(image: bytes) -> Contestant:
     onnx_model("fp32")  # makes the checkpoint too
     data = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
     body = json.dumps({"model": "clip", "input": data, "modality": "image"}).encode()
-    command = [sys.executable, "-m", "infinity_emb", "v2", "--port", "7997", "--engine", "torch"]
+    command = [sys.executable, "-W", "ignore", "-c", _INFINITY, "v2", "--engine", "torch"]
+    command += ["--host", "127.0.0.1", "--port", "7997"]
     command += ["--model-id", str(folder() / "clip_checkpoint"), "--served-model-name", "clip"]
     command += ["--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
     return Contestant(
