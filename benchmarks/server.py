@@ -183,13 +183,13 @@ def infinity(image: bytes) -> Contestant:
     command = [sys.executable, "-W", "ignore", "-c", _INFINITY, "v2", "--engine", "torch"]
     command += ["--host", "127.0.0.1", "--port", "7997"]
     command += ["--model-id", str(folder() / "clip_checkpoint"), "--served-model-name", "clip"]
-    command += ["--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
+    command += ["--device", "cpu", "--dtype", "float32"]
     return Contestant(
         "infinity fp32",
         command,
         request(body, path="/embeddings"),
         "/health",
-        {"INFINITY_ANONYMOUS_USAGE_STATS": "0"},
+        {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "INFINITY_BETTERTRANSFORMER": "0"},
         ("infinity_emb",),
     )
 
