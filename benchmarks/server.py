@@ -36,13 +36,17 @@ from infinity_emb.cli import cli
 from transformers import CLIPModel
 
 # Newer transformers than infinity knows return more than the tensor.
-features = CLIPModel.get_image_features
+def tensor_alone(name):
+    features = getattr(CLIPModel, name)
 
-def tensor_features(self, **inputs):
-    found = features(self, **inputs)
-    return found if isinstance(found, torch.Tensor) else found.pooler_output
+    def tensor_features(self, **inputs):
+        found = features(self, **inputs)
+        return found if isinstance(found, torch.Tensor) else found.pooler_output
 
-CLIPModel.get_image_features = tensor_features
+    setattr(CLIPModel, name, tensor_features)
+
+tensor_alone("get_image_features")
+tensor_alone("get_text_features")
 cli()
 """
 
