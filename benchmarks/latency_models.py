@@ -110,7 +110,8 @@ def tokenizer() -> Path:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from tests.text.clip_bpe import byte_symbols, tokenizer_json
 
-        pairs = itertools.product(byte_symbols().values(), repeat=2)
+        symbols = byte_symbols().values()
+        pairs = itertools.product(symbols, symbols)
         content = tokenizer_json(list(itertools.islice(pairs, MERGES)))
         file.write_text(json.dumps(content), encoding="utf-8")
     return file
