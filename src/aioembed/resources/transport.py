@@ -54,15 +54,11 @@ class _FillingTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.scheme != "https":
             return await self._plain.handle_async_request(request)
-        return await (await self._trusted()).handle_async_request(request)
+        secure = self._secure or await self._open()
+        return await secure.handle_async_request(request)
 
-    async def _trusted(self) -> _PoolTransport:
-        if self._secure is None:
-            context = await to_thread.run_sync(read_certificates)
-            return self._open(context)
-        return self._secure
-
-    def _open(self, context: ssl.SSLContext) -> _PoolTransport:
+    async def _open(self) -> _PoolTransport:
+        context = await to_thread.run_sync(read_certificates)
         if self._secure is None:  # another request may have been quicker
             self._secure = _PoolTransport(context)
         return self._secure
