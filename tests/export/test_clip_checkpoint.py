@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from aioembed.errors import CheckpointError, DiskFull, ExportError, InvalidConfig  # noqa: E402
 from aioembed.export.clip import ClipOptions, export_clip, program  # noqa: E402
 from aioembed.export.clip.checkpoint import Checkpoint, locate  # noqa: E402
-from aioembed.export.lowering import Lowered  # noqa: E402
+from aioembed.export.lowering import Delegation, Lowered  # noqa: E402
 
 from .clip_checkpoints import TINY_VISION, rewrite  # noqa: E402
 
@@ -194,7 +194,7 @@ def test_a_missing_output_folder_is_noticed_before_the_work(tmp_path: Path) -> N
 
 
 def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lowered = Lowered(b"x" * 1000, 1, ())
+    lowered = Lowered([b"x" * 400, b"x" * 600], Delegation(1, ()))
     usage = shutil.disk_usage(tmp_path)._replace(free=999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(DiskFull, match="make space"):

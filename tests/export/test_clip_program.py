@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,26 @@ def test_the_command_writes_a_program_and_its_report(tiny_clip: Path, tmp_path: 
     pixels = metadata(program).preprocessing
     assert pixels is not None
     assert (pixels.resize, pixels.antialias) == ("stretch", False)
+
+
+def test_the_weights_are_gone_from_memory_before_the_program_is_judged(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from aioembed.export.clip import ClipOptions, ClipReport, export_clip
+    from aioembed.export.lowering import Lowered
+
+    kinds = (torch.nn.Linear, Lowered)
+    left: list[object] = []
+
+    def judge(*_args: object, **_kwargs: object) -> None:
+        left.extend(kept for kept in gc.get_objects() if issubclass(type(kept), kinds))
+
+    monkeypatch.setattr(ClipReport, "of", judge)
+    others = {id(other) for other in gc.get_objects() if issubclass(type(other), kinds)}
+    export_clip(tiny_clip, tmp_path / "a.pte", ClipOptions(tower="image"))
+    assert [kept for kept in left if id(kept) not in others] == []
 
 
 def test_without_torch_the_error_names_the_extra(

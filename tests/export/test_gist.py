@@ -77,8 +77,8 @@ def test_the_check_fails_on_another_program(
 @pytest.mark.export
 def test_the_whole_descriptor_runs_in_one_delegate_call(built: Lowered) -> None:
     """Outside is only the turn of the input to channels-last, which XNNPACK asks for."""
-    assert built.delegate_calls == 1
-    assert built.ops_outside == ("dim_order_ops._to_dim_order_copy.default",)
+    assert built.delegation.calls == 1
+    assert built.delegation.ops_outside == ("dim_order_ops._to_dim_order_copy.default",)
 
 
 @pytest.mark.export

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aioembed.errors import InvalidConfig, MissingExtra
-from aioembed.export.lowering import Lowered, lower
+from aioembed.export.lowering import Delegation, Lowered, lower
 from aioembed.runtime import Program
 from aioembed.spec import METADATA_METHOD, ProgramMetadata
 
@@ -63,8 +63,8 @@ def test_lowering_twice_gives_the_same_bytes(linear: torch.nn.Module, precision:
     )
 
     assert first == second
-    assert first.delegate_calls == 1
-    assert first.ops_outside == ()
+    assert first.delegation.calls == 1
+    assert first.delegation.ops_outside == ()
 
 
 @pytest.mark.export
@@ -91,8 +91,8 @@ def test_operators_that_xnnpack_does_not_take_are_listed() -> None:
 
     lowered = lower(_error_function(), (torch.ones(4, 4),))
 
-    assert lowered.delegate_calls == 1
-    assert lowered.ops_outside == ("aten.erf.default",)
+    assert lowered.delegation.calls == 1
+    assert lowered.delegation.ops_outside == ("aten.erf.default",)
 
 
 def test_the_metadatas_name_is_reserved() -> None:
@@ -111,7 +111,7 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> No
     path = tmp_path / "model.pte"
     path.write_bytes(b"older and longer")
 
-    Lowered(b"new", 1, ()).write(path)
+    Lowered([b"n", b"ew"], Delegation(1, ())).write(path)
 
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
@@ -122,7 +122,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path.mkdir()
 
     with pytest.raises(OSError, match="directory"):
-        Lowered(b"new", 1, ()).write(path)
+        Lowered([b"n", b"ew"], Delegation(1, ())).write(path)
 
     assert list(tmp_path.iterdir()) == [path]
 

@@ -230,11 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with as_file(files("aioembed.models") / "gist_512.pte") as shipped:
         path = options.out or shipped
     built = build()
+    content = b"".join(built.parts)
     if options.check:
-        return _check(path, built.buffer)
+        return _check(path, content)
     built.write(path)
-    digest = hashlib.sha256(built.buffer).hexdigest()
-    print(f"{path}: {len(built.buffer)} bytes, sha256 {digest}")  # noqa: T201
+    print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")  # noqa: T201
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,23 @@ from aioembed.spec import METADATA_METHOD, Precision, ProgramMetadata
 
 if TYPE_CHECKING:
     import torch
+    from _typeshed import ReadableBuffer
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Delegation", "Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """What XNNPACK took of a program.
+
+    Attributes:
+        calls: How many times one forward pass enters XNNPACK.
+        ops_outside: Names of the operators that run outside any delegate, in the graph's order.
+    """
+
+    calls: int
+    ops_outside: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,14 +42,17 @@ class Lowered:
     """A program that is ready to be written to a `.pte` file.
 
     Attributes:
-        buffer: The file's bytes.
-        delegate_calls: How many times one forward pass enters XNNPACK.
-        ops_outside: Names of the operators that run outside any delegate, in the graph's order.
+        parts: The file's bytes, one part after the other: joined, they would be there twice.
+        delegation: What XNNPACK took of the program.
     """
 
-    buffer: bytes = field(repr=False)
-    delegate_calls: int
-    ops_outside: tuple[str, ...]
+    parts: Sequence[bytes] = field(repr=False)
+    delegation: Delegation
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return sum(map(len, self.parts))
 
     def write(self, path: Path) -> None:
         """Write the program to `path`: to a temporary file beside it, then renamed over it.
@@ -45,7 +63,7 @@ class Lowered:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(self.buffer)
+                file.writelines(self.parts)
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
         except BaseException:
@@ -112,8 +130,21 @@ def _lower(
         edge = to_edge_transform_and_lower(
             exported, partitioner=[XnnpackPartitioner()], constant_methods=constants
         )
-        calls, outside = _delegation(edge.exported_program().graph_module)
-        return Lowered(bytes(edge.to_executorch().buffer), calls, outside)
+        delegation = _delegation(edge.exported_program().graph_module)
+        file = _PartsOfFile()
+        edge.to_executorch().write_to_file(file)
+        return Lowered(tuple(file.parts), delegation)
+
+
+class _PartsOfFile(io.BufferedIOBase):
+    """Keeps what is written to it, without a copy."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, part: ReadableBuffer, /) -> int:
+        self.parts.append(bytes(part))
+        return len(self.parts[-1])
 
 
 @contextmanager
@@ -169,8 +200,8 @@ def _quantize(
     return cast("torch.nn.Module", convert_pt2e(prepared))
 
 
-def _delegation(graph_module: torch.fx.GraphModule) -> tuple[int, tuple[str, ...]]:
-    """Return the number of delegate calls, and the operators left outside them."""
+def _delegation(graph_module: torch.fx.GraphModule) -> Delegation:
+    """Return what is inside delegates and what is not."""
     names = [
         getattr(node.target, "__name__", str(node.target))
         for node in graph_module.graph.nodes
@@ -178,4 +209,4 @@ def _delegation(graph_module: torch.fx.GraphModule) -> tuple[int, tuple[str, ...
     ]
     delegated = [name for name in names if name == "executorch_call_delegate"]
     outside = [name for name in names if name not in {"executorch_call_delegate", "getitem"}]
-    return len(delegated), tuple(outside)
+    return Delegation(len(delegated), tuple(outside))

@@ -53,26 +53,25 @@ def choose_norm(
         samples: Inputs.
         wanted: Their vectors by transformers, `(samples, embedding_dim)`.
     """
-    losses: dict[NormForm, float] = {}
-    outliers = 0.0
     dynamic: Dynamic = "tokens" if tower == "text" else None
-    forms: tuple[NormForm, NormForm] = ("bn", "ln")
-    for tried in forms:
-        module = build_tower(checkpoint, tower, norm=tried, dynamic=dynamic)
-        if tried == "ln":
-            outliers = _largest_channel(module, samples)
-        if precision == "int8":
-            balance(module, samples)
-            linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-            with imitated_int8(linears):
-                losses[tried] = _loss(module, samples, wanted)
-        else:
-            losses[tried] = _loss(module, samples, wanted)
-    form = preferred_form(losses["bn"], losses["ln"], precision)
+
+    def tried(form: NormForm) -> tuple[float, float]:
+        """Return the loss and the largest channel; the module is gone before the next."""
+        module = build_tower(checkpoint, tower, norm=form, dynamic=dynamic)
+        largest = _largest_channel(module, samples) if form == "ln" else 0.0
+        if precision == "fp32":
+            return _loss(module, samples, wanted), largest
+        balance(module, samples)
+        linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        with imitated_int8(linears):
+            return _loss(module, samples, wanted), largest
+
+    (bn_loss, _), (ln_loss, outliers) = tried("bn"), tried("ln")
+    form = preferred_form(bn_loss, ln_loss, precision)
     verdict = "bn is the faster and no worse" if form == "bn" else "bn loses accuracy here"
     reason = (
-        f"{verdict}: 1 - cosine on {len(samples)} samples is {losses['bn']:.1e} with bn and "
-        f"{losses['ln']:.1e} with ln; the largest residual channel is {outliers:.0f} times the "
+        f"{verdict}: 1 - cosine on {len(samples)} samples is {bn_loss:.1e} with bn and "
+        f"{ln_loss:.1e} with ln; the largest residual channel is {outliers:.0f} times the "
         "median one"
     )
     return NormChoice(form, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,12 +117,15 @@ def export_clip(
     lowered, changes = _lower(
         checkpoint, options, preprocessing, choice, samples=samples, wanted=wanted
     )
-    progress(f"writing {out}: {len(lowered.buffer) / 1e6:.0f} MB")
+    progress(f"writing {out}: {lowered.size_bytes / 1e6:.0f} MB")
     _write(lowered, out)
+    delegation = lowered.delegation
+    del lowered, checkpoint
+    gc.collect()  # torch's graphs hold all weights in cycles, and the program is about to be loaded
     progress("judging the program")
     return ClipReport.of(
         out,
-        lowered,
+        delegation,
         choice,
         [tuple(tensor.numpy() for tensor in sample) for sample in samples],
         wanted.numpy(),
@@ -248,7 +252,7 @@ def _metadata(
 
 def _write(lowered: Lowered, out: Path) -> None:
     """Write the file whole or not at all."""
-    needed, free = len(lowered.buffer), shutil.disk_usage(out.absolute().parent).free
+    needed, free = lowered.size_bytes, shutil.disk_usage(out.absolute().parent).free
     if needed > free:
         msg = f"{shorten(out)} needs {needed:,} bytes, {free:,} are free: make space for it"
         raise DiskFull(msg)

@@ -17,7 +17,7 @@ from aioembed.runtime import Program
 
 if TYPE_CHECKING:
     from aioembed.export.clip.norms import NormChoice
-    from aioembed.export.lowering import Lowered
+    from aioembed.export.lowering import Delegation
 
 __all__ = ["ClipReport", "Int8Changes"]
 
@@ -71,7 +71,7 @@ class ClipReport:
     def of(
         cls,
         path: Path,
-        lowered: Lowered,
+        delegation: Delegation,
         choice: NormChoice,
         samples: Sequence[tuple[NDArray[Any], ...]],
         wanted: NDArray[np.float32],
@@ -82,7 +82,7 @@ class ClipReport:
 
         Args:
             path: The file.
-            lowered: What is in it.
+            delegation: What XNNPACK took of it.
             choice: Of the norms.
             samples: Inputs.
             wanted: Their vectors of length 1 by transformers, `(samples, embedding_dim)`.
@@ -97,12 +97,12 @@ class ClipReport:
         cosines = (vectors.astype(np.float64) * wanted).sum(-1)
         return cls(
             path=path,
-            size_bytes=len(lowered.buffer),
+            size_bytes=path.stat().st_size,
             norm=choice.form,
             norm_reason=choice.reason,
             changes=changes,
-            delegate_calls=lowered.delegate_calls,
-            ops_outside=lowered.ops_outside,
+            delegate_calls=delegation.calls,
+            ops_outside=delegation.ops_outside,
             samples=len(samples),
             cosine=float(cosines.min()),
             max_difference=float(np.abs(vectors - wanted).max()),

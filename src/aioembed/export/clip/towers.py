@@ -94,12 +94,16 @@ def _transformers_model(checkpoint: Checkpoint, tower: Tower) -> nn.Module:
         dim = config.projection_dim
         config = config.vision_config if tower == "image" else config.text_config
         config.projection_dim = dim
-    model = cast("nn.Module", kind(config))
+    with torch.device("meta"):  # no memory for weights that are replaced
+        model = cast("nn.Module", kind(config))
     wanted = model.state_dict().keys()
     tensors = {
         name: tensor.float() for name, tensor in checkpoint.tensors.items() if name in wanted
     }
     model.load_state_dict(tensors, strict=True, assign=True)
+    for part in model.modules():
+        if isinstance(ids := getattr(part, "position_ids", None), Tensor):
+            part.position_ids = torch.arange(ids.shape[-1])[None]
     return model.eval()
 
 
