@@ -13,6 +13,7 @@ import pytest
 from aioembed.errors import (
     ImageFetchFailed,
     ImageTooLarge,
+    InvalidConfig,
     InvalidUserInput,
     SourceRefused,
 )
@@ -332,6 +333,14 @@ async def test_a_trusted_policy_reaches_loopback_through_the_same_transport(
     assert (await load_image(url, policy=SourcePolicy.trusted())).shape == (47, 61, 3)
     with pytest.raises(SourceRefused):
         await load_image(url, policy=UNTRUSTED.allow(ports=None))
+
+
+async def test_certificates_that_cannot_be_read_are_an_error_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/there/is/none.pem")
+    with pytest.raises(InvalidConfig, match="SSL_CERT_FILE"):
+        await load_image("https://127.0.0.1/cat.png", policy=SourcePolicy.trusted())
 
 
 async def test_cancelling_a_fetch_ends_it(web: Web) -> None:

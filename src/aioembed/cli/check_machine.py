@@ -11,8 +11,9 @@ from pathlib import Path
 
 from anyio import to_thread
 
+from aioembed.certificates import read_certificates
 from aioembed.errors import BrokenInstallation, InvalidConfig
-from aioembed.resources.transport import open_client, read_certificates
+from aioembed.resources.transport import open_client
 from aioembed.runtime import available_cpus, thread_count
 
 from .checks import Check, Verdict

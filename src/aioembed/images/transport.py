@@ -12,15 +12,14 @@ async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from functools import lru_cache
 
 import anyio
 import anyio.to_thread
 import httpx
 
+from ..certificates import read_certificates
 from ..errors import ImageFetchFailed
 from .addresses import is_public, parse_address
 from .body import bounded_body
@@ -118,7 +117,7 @@ class PolicyTransport(httpx.AsyncBaseTransport):
             # No connection is kept: the pool knows addresses only, and a connection whose
             # certificate was checked for one name must not serve another.
             self._transport = httpx.AsyncHTTPTransport(
-                verify=await anyio.to_thread.run_sync(_tls_context),
+                verify=await anyio.to_thread.run_sync(read_certificates),
                 trust_env=False,
                 limits=httpx.Limits(max_keepalive_connections=0),
             )
@@ -189,11 +188,6 @@ def _time_limit(deadline: float, policy: SourcePolicy) -> Iterator[None]:
             f"fetching took longer than {policy.timeout:g} s, the source policy's timeout: allow "
             "more with SourcePolicy.allow(timeout=...)"
         ) from exc
-
-
-@lru_cache(maxsize=1)
-def _tls_context() -> ssl.SSLContext:
-    return httpx.create_ssl_context()
 
 
 def _is_public_text(answer: str) -> bool:

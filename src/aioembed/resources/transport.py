@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import cache
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.request import getproxies
 
 import httpcore
 import httpx
 from anyio import to_thread
 
-from ..errors import InvalidConfig
+from ..certificates import invalid_settings_refused, read_certificates
 from .connections import FillingBackend
 
-__all__ = ["open_client", "read_certificates"]
-
-
-@cache
-def _trusting(file: str | None, folder: str | None) -> ssl.SSLContext:  # noqa: ARG001
-    """One context for each setting of SSL_CERT_FILE and SSL_CERT_DIR: making one takes 0.05 s."""
-    return httpx.create_ssl_context()
-
-
-def read_certificates() -> ssl.SSLContext:
-    """Return what the environment's settings trust. Blocks.
-
-    Raises:
-        InvalidConfig: They cannot be used.
-    """
-    with _invalid_settings_refused():
-        return _trusting(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+__all__ = ["open_client"]
 
 
 class _PoolTransport(httpx.AsyncHTTPTransport):
@@ -72,21 +54,10 @@ class _FillingTransport(httpx.AsyncBaseTransport):
 def _new_client() -> httpx.AsyncClient:
     """Make a client; through proxies httpx does it all itself."""
     headers = {"User-Agent": "aioembed"}
-    with _invalid_settings_refused():
+    with invalid_settings_refused():
         if getproxies():
             return httpx.AsyncClient(verify=read_certificates(), headers=headers)
         return httpx.AsyncClient(transport=_FillingTransport(), headers=headers)
-
-
-@contextmanager
-def _invalid_settings_refused() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, ImportError, httpx.InvalidURL) as exc:
-        raise InvalidConfig(
-            f"the proxy or certificate settings of the environment cannot be used: {exc}; see "
-            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-        ) from exc
 
 
 @asynccontextmanager
