@@ -1,16 +1,17 @@
 """How long the photo search's event loop stands still while it indexes, types and scrolls.
 
     python benchmarks/photo_search_stall.py [--photos 1000] [--rounds 3] [--sizes 80x24 120x40]
+        [--kinds indexing typing idle textual floor]
 
 The app of `examples/photo_search` runs in a process and a pseudo-terminal of its own and indexes
 drawn photos; meanwhile keys come through the terminal as fast as a key held down repeats: a search
 is typed, its results are scrolled. What the app draws is read and dropped. A heartbeat asks to be
-woken every millisecond; a stall is how much later than that it is. `idle` is the app without
-anything to index or to do, `textual` a bare app of Textual's own widgets that gets the same keys
-and nothing else to do, and `floor` the machine's share: the heartbeat in a process that does
-nothing else, while other processes keep every CPU busy. `its CPU` is the most CPU time that the
-loop's thread itself took from one beat to the next: the rest of a stall is waiting for a CPU or
-the GIL.
+woken every millisecond; a stall is how much later than that it is. `typing` is the app with the
+same keys when all is indexed, `idle` without anything to index or to do, `textual` a bare app of
+Textual's own widgets that gets the same keys and nothing else to do, and `floor` the machine's
+share: the heartbeat in a process that does nothing else, while other processes keep every CPU busy.
+`its CPU` is the most CPU time that the loop's thread itself took from one beat to the next: the
+rest of a stall is waiting for a CPU or the GIL.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ PERIOD = 0.001
 SHOWN_BYTES = 4000
 LONGEST = 10.0
 IDLE_SECONDS = 10
-KINDS = ("indexing", "idle", "textual", "floor")
+KINDS = ("indexing", "typing", "idle", "textual", "floor")
+WITH_KEYS = {"indexing", "typing", "textual"}
+IN_EACH_SIZE = {"indexing", "typing"}
 KEY_SECONDS = 1 / 30
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 UP, DOWN, PAGE_UP, PAGE_DOWN = b"\x1b[A", b"\x1b[B", b"\x1b[5~", b"\x1b[6~"
@@ -90,7 +93,7 @@ async def heartbeat(beats: Beats) -> None:
         beats.work.append((time.thread_time() - cpu) * 1e3)
 
 
-async def use_app(folder: Path, *, idle: bool) -> tuple[Beats, int, float]:
+async def use_app(folder: Path, index: Path, *, indexing: bool) -> tuple[Beats, int, float]:
     """Return the stalls, how many photos were indexed, and in how many seconds."""
     sys.path.insert(0, str(EXAMPLE))
     from photo_app import PhotoSearch
@@ -103,22 +106,20 @@ async def use_app(folder: Path, *, idle: bool) -> tuple[Beats, int, float]:
 
     async def watch() -> None:
         nonlocal began, seconds
-        while app.syncing is None or not app.report.embedded + idle:  # noqa: ASYNC110
+        while app.syncing is None or not (app.report.embedded if indexing else app.syncing.done()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         began = time.perf_counter()
         beating = asyncio.create_task(heartbeat(beats))
-        await (asyncio.sleep(IDLE_SECONDS) if idle else asyncio.wait([app.syncing]))
+        await (asyncio.wait([app.syncing]) if indexing else asyncio.sleep(IDLE_SECONDS))
         beating.cancel()
         seconds = time.perf_counter() - began
         app.exit()
 
-    with tempfile.TemporaryDirectory() as elsewhere:
-        model = ImageEmbeddings(GIST_512, decode_threads=DECODERS)
-        app = PhotoSearch(folder, Path(elsewhere) / "index.db", model=model)
-        watching = asyncio.create_task(watch())
-        await app.run_async()
-        await watching
-    return beats, app.report.done, seconds
+    app = PhotoSearch(folder, index, model=ImageEmbeddings(GIST_512, decode_threads=DECODERS))
+    watching = asyncio.create_task(watch())
+    await app.run_async()
+    await watching
+    return beats, app.report.embedded, seconds
 
 
 async def use_textual() -> tuple[Beats, int, float]:
@@ -168,7 +169,10 @@ def child(kind: str, folder: Path, figures: Path) -> None:
     if kind in {"floor", "textual"}:
         beats, photos, seconds = asyncio.run(floor() if kind == "floor" else use_textual())
     else:
-        beats, photos, seconds = asyncio.run(use_app(folder, idle=kind == "idle"))
+        index = folder.with_name(f"{folder.name}.db")
+        if kind == "indexing":
+            index.unlink(missing_ok=True)
+        beats, photos, seconds = asyncio.run(use_app(folder, index, indexing=kind == "indexing"))
     found = {
         "longest": max(beats.stalls),
         "p99": statistics.quantiles(beats.stalls, n=100, method="inclusive")[98],
@@ -216,7 +220,7 @@ def measure(kind: str, folder: Path, size: str) -> None:
         figures = Path(elsewhere) / "figures.json"
         command = [sys.executable, __file__, "--child", kind, "--folder", str(folder)]
         command += ["--figures", str(figures)]
-        run_in_terminal(command, (columns, rows), types=kind in {"indexing", "textual"})
+        run_in_terminal(command, (columns, rows), types=kind in WITH_KEYS)
         one = json.loads(figures.read_text())
     print(
         f"{kind:10} {size:>8} {one['longest']:7.1f} ms {one['p99']:7.2f} ms {one['over']:>8} "
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", default=["80x24", "120x40"], metavar="COLUMNSxROWS")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)
@@ -244,10 +249,9 @@ def main() -> None:
         print(f"{'':19} {'longest':>10} {'p99':>10} {'> 10 ms':>8} {'beats':>8}", end="")
         print(f" {'its CPU':>13} {'photos/s':>9}")
         for _ in range(options.rounds):
-            for size in options.sizes:
-                measure("indexing", photos, size)
-            for kind in KINDS[1:]:
-                measure(kind, empty, options.sizes[-1])
+            for kind in options.kinds:
+                for size in options.sizes if kind in IN_EACH_SIZE else options.sizes[-1:]:
+                    measure(kind, photos if kind in IN_EACH_SIZE else empty, size)
 
 
 if __name__ == "__main__":
