@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ pytest.importorskip("apsw")
 pytest.importorskip("sqlite_vec")
 
 from aioembed import EmbeddingSpace
-from aioembed.index import EmbeddingIndex
+from aioembed.cli.index import _line_writer
+from aioembed.index import EmbeddingIndex, SyncReport
 
 from .conftest import Invoke, RunProcess
 
@@ -68,6 +71,47 @@ def test_a_picture_that_fails_is_named_and_the_others_are_indexed(
     assert result.exit_code == 1
     assert str(broken) in result.stderr
     assert ["embedded", "3"] in [line.split() for line in result.stdout.splitlines()]
+
+
+def test_jsonl_tells_how_far_it_is_then_what_failed_and_the_whole(
+    run_process: RunProcess, pictures: list[Path], index_file: Path
+) -> None:
+    broken = pictures[0].with_name("broken.png")
+    broken.write_text("no picture")
+    done = run_process("index", broken.parent, "--index", index_file, "--format", "jsonl")
+    *begun, failed, whole = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1
+    assert begun[0]["embedded"] == 0
+    assert failed["path"] == str(broken)
+    assert failed["error"]
+    report = SyncReport(**whole)
+    assert (report.total, report.embedded, report.failed, report.is_scanning) == (4, 3, 1, False)
+    assert all(set(line) == set(whole) for line in begun)
+
+
+def test_an_index_that_goes_on_writes_few_lines_a_second(
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    seconds = 0.0
+    write = _line_writer(lambda: seconds)
+    for done in range(100):
+        write(SyncReport(embedded=done))
+        seconds += 0.01
+    lines = capsysbinary.readouterr().out.splitlines()
+    assert [json.loads(line)["embedded"] for line in lines] == [0, 20, 40, 60, 80]
+
+
+def test_indexing_ends_when_the_reader_of_its_lines_went_away(
+    tmp_path: Path, pictures: list[Path], index_file: Path
+) -> None:
+    command = [sys.executable, "-m", "aioembed", "index", str(pictures[0].parent)]
+    command += ["--index", str(index_file), "--format", "jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_a_missing_index_or_folder_is_said(

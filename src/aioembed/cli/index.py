@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -22,7 +26,6 @@ from .batch import named_images
 from .exits import ExitCode
 from .formats import to_csv, to_json
 from .guard import guarded, warn
-from .models import ListingFormat
 from .options import DebugOption, ModelOption, ThreadsOption
 from .output import OutputOption, check_output, write_result
 from .similarity import SimilarityFormat
@@ -32,11 +35,14 @@ if TYPE_CHECKING:
     from aioembed.handle import EmbeddingHandle
     from aioembed.index import Hit, SyncReport
 
+    OnProgress = Callable[[SyncReport], None]
+
 __all__ = ["index", "search"]
 
 InputT = TypeVar("InputT")
 _SHOWN_ERRORS = 20
 _BAR_WIDTH = 20
+_LINE_SECONDS = 0.2
 
 _IndexOption = Annotated[
     Path, typer.Option("--index", "-i", metavar="FILE", help="The index's file.")
@@ -44,13 +50,26 @@ _IndexOption = Annotated[
 _DEFAULT_FILE = Path("aioembed-index.db")
 
 
+class IndexFormat(StrEnum):
+    """What `index` can write."""
+
+    TABLE = "table"
+    JSON = "json"
+    """One object: how many pictures, and for each that failed its error."""
+    JSONL = "jsonl"
+    """Objects, a line each, while it goes on: how far it is; in the end those that failed."""
+
+
 def index(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Its subfolders count too.")],
     *,
     index_file: _IndexOption = _DEFAULT_FILE,
     form: Annotated[
-        ListingFormat, typer.Option("--format", "-f", help="json is for programs.")
-    ] = ListingFormat.TABLE,
+        IndexFormat,
+        typer.Option(
+            "--format", "-f", help="json and jsonl are for programs; jsonl tells how far."
+        ),
+    ] = IndexFormat.TABLE,
     model: ModelOption = "gist-512",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -62,11 +81,9 @@ def index(
     """
     with guarded(debug):
         handle = ImageEmbeddings(model, threads=threads)
-        report, errors = anyio.run(_sync, folder, index_file, handle)
-        if form is ListingFormat.JSON:
-            write_result(to_json({**_figures(report), "errors": errors}), None)
-        else:
-            write_result(render_table(_figures_table(report)), None)
+        with _following(form) as on_progress:
+            report, errors = anyio.run(_sync, folder, index_file, handle, on_progress)
+        write_result(_encode_report(report, errors, form), None)
         for path, message in list(errors.items())[:_SHOWN_ERRORS]:
             warn(f"error: {message if path in message else f'{path}: {message}'}")
         if len(errors) > _SHOWN_ERRORS:
@@ -118,17 +135,35 @@ def search(
 
 
 async def _sync(
-    folder: Path, file: Path, model: ImageEmbeddings
+    folder: Path, file: Path, model: ImageEmbeddings, on_progress: OnProgress
 ) -> tuple[SyncReport, dict[str, str]]:
     from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
 
     async with EmbeddingIndex(file) as opened, model:
-        console = Console(stderr=True)
-        with Spinner("loading the model", console=console) as spinner:
-            report = await opened.sync(
-                folder, model, on_progress=lambda report: spinner.update(_sentence(report))
-            )
+        report = await opened.sync(folder, model, on_progress=on_progress)
         return report, await opened.errors(folder)
+
+
+@contextmanager
+def _following(form: IndexFormat) -> Iterator[OnProgress]:
+    if form is IndexFormat.JSONL:
+        yield _line_writer()
+        return
+    with Spinner("loading the model", console=Console(stderr=True)) as spinner:
+        yield lambda report: spinner.update(_sentence(report))
+
+
+def _line_writer(clock: Callable[[], float] = time.monotonic) -> OnProgress:
+    """Return what writes a report as a line, but few a second: a reader may draw each."""
+    due = clock()
+
+    def write(report: SyncReport) -> None:
+        nonlocal due
+        if clock() >= due:
+            due = clock() + _LINE_SECONDS
+            write_result(to_json(asdict(report)), None)
+
+    return write
 
 
 async def _search(
@@ -144,6 +179,15 @@ def _sentence(report: SyncReport) -> str:
     if report.is_scanning:
         return f"looking through the folder: {report.total} pictures"
     return escape(f"embedding: {report.done} of {report.total} done, {report.failed} failed")
+
+
+def _encode_report(report: SyncReport, errors: dict[str, str], form: IndexFormat) -> bytes:
+    if form is IndexFormat.JSONL:
+        failed = [to_json({"path": path, "error": message}) for path, message in errors.items()]
+        return b"".join([*failed, to_json(asdict(report))])
+    if form is IndexFormat.JSON:
+        return to_json({**_figures(report), "errors": errors})
+    return render_table(_figures_table(report))
 
 
 def _figures(report: SyncReport) -> dict[str, int]:
