@@ -97,9 +97,6 @@ async def use_app(folder: Path, index: Path, *, indexing: bool) -> tuple[Beats, 
     """Return the stalls, how many photos were indexed, and in how many seconds."""
     sys.path.insert(0, str(EXAMPLE))
     from photo_app import PhotoSearch
-    from responsive import DECODERS
-
-    from aioembed import GIST_512, ImageEmbeddings
 
     beats = Beats()
     began = seconds = 0.0
@@ -115,7 +112,7 @@ async def use_app(folder: Path, index: Path, *, indexing: bool) -> tuple[Beats, 
         seconds = time.perf_counter() - began
         app.exit()
 
-    app = PhotoSearch(folder, index, model=ImageEmbeddings(GIST_512, decode_threads=DECODERS))
+    app = PhotoSearch(folder, index)
     watching = asyncio.create_task(watch())
     await app.run_async()
     await watching

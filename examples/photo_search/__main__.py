@@ -14,9 +14,7 @@ import tempfile
 from pathlib import Path
 
 from photo_app import PhotoSearch
-from responsive import DECODERS
 
-from aioembed import ImageEmbeddings, TextEmbeddings
 from aioembed.testing.scenes import draw_scenes, near_duplicates
 
 
@@ -43,8 +41,8 @@ def main() -> None:
         PhotoSearch(
             folder,
             options.index or folder / ".photo-search.db",
-            model=ImageEmbeddings(options.model, decode_threads=DECODERS),
-            text_model=TextEmbeddings(options.text_model) if options.text_model else None,
+            model=options.model,
+            text_model=options.text_model,
         ).run()
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from anyio import to_thread
+from indexing import IndexingFailed, index_folder
 from keys import Keys
 from quiet import Pane, QuietInput, QuietScreen
 from rendering import Thumbnails, draw_results
-from responsive import put_workers_last, responsive
+from responsive import responsive
 from results import Results
 from rich.cells import cell_len
 from textual import on, work
@@ -27,7 +28,6 @@ from aioembed.index import EmbeddingIndex, Hit, SyncReport
 from aioembed.integrations.textual import ModelMixin, ModelStatus
 
 RESULTS = 24
-PROGRESS_SECONDS = 0.2
 
 
 def path_of(text: str) -> Path:
@@ -51,21 +51,20 @@ class PhotoSearch(ModelMixin, App[None]):
         folder: Path,
         index_file: Path,
         *,
-        model: ImageEmbeddings,
-        text_model: TextEmbeddings | None = None,
+        model: str = "gist-512",
+        text_model: str | None = None,
     ) -> None:
         super().__init__()
         self.folder = folder
         self.index = EmbeddingIndex(index_file)
-        self.model = model
-        self.text_model = text_model
+        self.model_source = model
+        self.model = ImageEmbeddings(model)
+        self.text_model = TextEmbeddings(text_model) if text_model else None
         self.report = SyncReport()
-        self.shown_report: SyncReport | None = None
         self.hits: Sequence[Hit] = ()
         self.thumbnails = Thumbnails()
         self.syncing: asyncio.Task[None] | None = None
         self.resources = AsyncExitStack()
-        self.threads: set[int] = set()
 
     def get_default_screen(self) -> QuietScreen:
         return QuietScreen(id="_default")
@@ -91,7 +90,6 @@ class PhotoSearch(ModelMixin, App[None]):
         if self.text_model is not None:
             self.use_model(self.text_model, "text_state")
         self.resources.enter_context(responsive())
-        self.set_interval(PROGRESS_SECONDS, self.show_report)
         try:
             await self.resources.enter_async_context(self.index)
         except AioembedError as error:
@@ -114,29 +112,17 @@ class PhotoSearch(ModelMixin, App[None]):
             await asyncio.wait([self.syncing])
 
     async def sync(self, folder: Path) -> None:
-        self.report = SyncReport()
+        self.show_report(SyncReport())
         try:
             await self.model.load()
-            await self.painted()
-            self.report = await self.index.sync(folder, self.model, on_progress=self.note)
-        except AioembedError as error:
+            await index_folder(folder, self.index.path, self.model_source, self.show_report)
+        except (AioembedError, IndexingFailed) as error:
             self.tell(str(error), is_error=True)
 
-    async def painted(self) -> None:
-        """Return when the screen shows what is known now: painting all of it takes its time."""
-        is_painted = asyncio.Event()
-        self.screen.call_after_refresh(is_painted.set)
-        await is_painted.wait()
-
-    def note(self, report: SyncReport) -> None:
+    def show_report(self, report: SyncReport) -> None:
         self.report = report
-
-    def show_report(self) -> None:
-        put_workers_last(self.threads)
-        report = self.report
-        if report is self.shown_report or not self.is_running:  # being left, its widgets are gone
+        if not self.is_running:  # being left, its widgets are gone
             return
-        self.shown_report = report
         self.query_one("#progress", ProgressBar).update(
             total=None if report.is_scanning else max(1, report.total),
             progress=report.done if report.total else 1,

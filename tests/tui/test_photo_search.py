@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from textual._compositor import Compositor
 from textual.events import MouseScrollDown, MouseScrollUp
@@ -17,13 +17,16 @@ from textual.widgets import Input, Static
 
 pytest.importorskip("apsw")
 pytest.importorskip("sqlite_vec")
+pytest.importorskip("typer")
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import EmbeddingSpace, Status
+from aioembed.index import EmbeddingIndex
 
 from ..index.conftest import draw
 
 pytestmark = pytest.mark.anyio
 
+COMMITTED_TOGETHER = 32
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "photo_search"
 
 
@@ -33,7 +36,7 @@ def make_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module = importlib.import_module("photo_app")
 
     def make(folder: Path) -> Any:
-        return module.PhotoSearch(folder, tmp_path / "photos.db", model=ImageEmbeddings(GIST_512))
+        return module.PhotoSearch(folder, tmp_path / "photos.db")
 
     return make
 
@@ -72,7 +75,6 @@ async def test_a_folder_is_indexed_and_searched_by_picture(
     app = make_app(photos)
     async with app.run_test(size=(width, 30)) as pilot:
         await indexed(app, pilot)
-        app.show_report()
         assert str(app.query_one("#report", Static).render()) == "3 of 3 pictures"
 
         found = await search(app, pilot, "two")
@@ -118,23 +120,81 @@ async def test_a_damaged_index_is_said(make_app: Any, photos: Path, tmp_path: Pa
         assert "damaged or no index" in told(app)
 
 
-async def test_leaving_while_it_is_indexed_keeps_what_was_embedded(
-    make_app: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "many"
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """So many pictures that they take seconds."""
+    folder = tmp_path / "album"
     folder.mkdir()
-    for seed in range(40):
+    for seed in range(200):
         draw(folder / f"{seed}.png", seed)
-    app = make_app(folder)
+    return folder
+
+
+async def half_indexed(app: Any, pilot: Pilot[None]) -> psutil.Process:
+    """Return the process that indexes, when it has committed some."""
+    while app.report.embedded <= COMMITTED_TOGETHER:
+        await pilot.pause(0.02)  # without it, this process would leave that one no CPU
+    children = psutil.Process().children()
+    (process,) = (child for child in children if str(app.folder) in child.cmdline())
+    return process
+
+
+async def test_leaving_while_it_is_indexed_ends_the_process_and_keeps_what_it_committed(
+    make_app: Any, album: Path
+) -> None:
+    app = make_app(album)
     async with app.run_test(size=(80, 30)) as pilot:
-        while app.report.embedded < 3:
-            await pilot.pause()
-        embedded = app.report.embedded
-    again = make_app(folder)
+        process = await half_indexed(app, pilot)
+    assert not process.is_running()
+    again = make_app(album)
     async with again.run_test(size=(80, 30)) as pilot:
         await indexed(again, pilot)
-        assert again.report.done == 40
-        assert again.report.unchanged >= embedded
+        assert again.report.done == 200
+        assert again.report.unchanged >= COMMITTED_TOGETHER
+
+
+async def test_another_folder_ends_the_indexing_of_the_one_before(
+    make_app: Any, album: Path, photos: Path
+) -> None:
+    app = make_app(album)
+    async with app.run_test(size=(80, 30)) as pilot:
+        process = await half_indexed(app, pilot)
+        before = app.syncing
+        folder = app.query_one("#folder", Input)
+        folder.value = str(photos)
+        folder.focus()
+        await pilot.press("enter")
+        while app.syncing is before:
+            await pilot.pause()
+        assert not process.is_running()
+        await indexed(app, pilot)
+        assert app.report.done == 3
+        app.query_one("#query").focus()
+        assert await search(app, pilot, "two") != []
+
+
+async def test_an_indexing_that_is_killed_is_said(make_app: Any, album: Path) -> None:
+    app = make_app(album)
+    async with app.run_test(size=(80, 30)) as pilot:
+        process = await half_indexed(app, pilot)
+        process.kill()
+        await indexed(app, pilot)
+        assert told(app) == "the indexing ended with -9"
+        assert await search(app, pilot, str(album / "0.png")) != []
+
+
+async def test_an_index_of_another_space_is_refused(
+    make_app: Any, photos: Path, tmp_path: Path
+) -> None:
+    space = EmbeddingSpace(base="0123456789abcdef")
+    async with EmbeddingIndex(tmp_path / "photos.db", space=space) as index:
+        await index.add("x", [1.0] * 512)
+    app = make_app(photos)
+    async with app.run_test(size=(80, 30)) as pilot:
+        await indexed(app, pilot)
+        assert "use the model it was made with" in told(app)
+        assert await search(app, pilot, str(photos / "two.png")) == []
+        assert "use the model it was made with" in told(app)
 
 
 async def many_results(app: Any, pilot: Pilot[None]) -> Any:
@@ -267,17 +327,11 @@ async def test_the_line_of_keys_follows_the_focus_and_can_be_clicked(
         assert "More like it" not in str(keys.render())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no niceness of threads")
-async def test_worker_threads_give_way_and_the_loop_does_not(make_app: Any, photos: Path) -> None:
-    app, interval = make_app(photos), sys.getswitchinterval()
+async def test_the_indexing_gives_way(make_app: Any, album: Path) -> None:
+    app, interval = make_app(album), sys.getswitchinterval()
     async with app.run_test(size=(80, 24)) as pilot:
-        await indexed(app, pilot)
-        app.show_report()
-        names = {one.native_id: one.name for one in threading.enumerate()}
-        nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in names if thread}
-        workers = [thread for thread in nice if names[thread].startswith("AnyIO worker")]
-        assert workers
-        assert all(nice[thread] == 10 for thread in workers)
-        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 10
+        process = await half_indexed(app, pilot)
+        nice = [os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()]
+        assert set(nice) == {19}
         assert sys.getswitchinterval() < interval
     assert sys.getswitchinterval() == interval
