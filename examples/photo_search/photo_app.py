@@ -11,6 +11,7 @@ from typing import ClassVar
 from anyio import to_thread
 from indexing import IndexingFailed, index_folder
 from keys import Keys
+from progress import Progress
 from quiet import Pane, QuietInput, QuietScreen
 from rendering import Thumbnails, draw_results
 from responsive import responsive
@@ -20,7 +21,7 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.reactive import reactive
-from textual.widgets import Input, ProgressBar, Static
+from textual.widgets import Input, Static
 
 from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
 from aioembed.errors import AioembedError
@@ -74,8 +75,7 @@ class PhotoSearch(ModelMixin, App[None]):
             with Pane(id="folder-pane"):
                 with Pane(id="indexing"):
                     yield QuietInput(str(self.folder), placeholder="a folder", id="folder")
-                    yield Pane(ProgressBar(show_eta=False, show_percentage=False, id="progress"))
-                    yield Pane(Static("", id="report"))
+                    yield Pane(Progress(id="progress"))
                 yield Pane(ModelStatus(self.model), id="model")
             with Pane(id="search-pane"):
                 wanted = "a picture or words" if self.text_model else "a picture's name or path"
@@ -121,16 +121,8 @@ class PhotoSearch(ModelMixin, App[None]):
 
     def show_report(self, report: SyncReport) -> None:
         self.report = report
-        if not self.is_running:  # being left, its widgets are gone
-            return
-        self.query_one("#progress", ProgressBar).update(
-            total=None if report.is_scanning else max(1, report.total),
-            progress=report.done if report.total else 1,
-        )
-        failed = f", {report.failed} failed" if report.failed else ""
-        self.query_one("#report", Static).update(
-            f"{report.done:,} of {report.total:,} pictures{failed}", layout=False
-        )
+        if self.is_running:  # else it is being left, and its widgets are gone
+            self.query_one(Progress).report = report
 
     @on(Input.Submitted, "#folder")
     async def choose_folder(self, event: Input.Submitted) -> None:

@@ -18,7 +18,7 @@ from textual.widget import Widget
 MARK_WIDTH, BAR_WIDTH = 2, 1
 WHEEL_LINES = 3
 
-Look = tuple[int, bool, str]
+Look = tuple[int, str]
 
 
 class Results(Widget, can_focus=True):
@@ -32,12 +32,17 @@ class Results(Widget, can_focus=True):
     DEFAULT_CSS = """
     Results {
         & > .results--mark { color: $accent; }
-        &:focus > .results--mark { color: $primary; text-style: bold; }
+        & > .results--focused { color: $primary; text-style: bold; }
         & > .results--track { background: $scrollbar-background; }
         & > .results--thumb { background: $scrollbar; }
     }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"results--mark", "results--track", "results--thumb"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "results--mark",
+        "results--focused",
+        "results--track",
+        "results--thumb",
+    }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", show=False),
         Binding("down", "move(1)", show=False),
@@ -87,7 +92,7 @@ class Results(Widget, can_focus=True):
 
     def render_lines(self, crop: Region) -> list[Strip]:
         width, height = self.size
-        look = (width, self.has_focus, self.app.theme)
+        look = (width, self.app.theme)
         if look not in self.pieces:
             self.pieces[look] = self.draw_pieces()
         lines = [self.line(y, height, look) for y in crop.line_range]
@@ -99,7 +104,9 @@ class Results(Widget, can_focus=True):
         number, pieces = y + self.top, self.pieces[look]
         if number >= len(self.lines):
             return pieces["blank"]
-        mark = "mark" if number // ROWS == self.marked else "unmarked"
+        mark = "unmarked"
+        if number // ROWS == self.marked:
+            mark = "focused" if self.has_focus else "mark"
         bar = self.bar(y, height)
         found = self.joined.get((look, number, mark, bar))
         if found is None:
@@ -118,7 +125,7 @@ class Results(Widget, can_focus=True):
         canvas, behind = self.canvas, self.rich_style.background_style
         styles = {
             name: behind + self.get_component_rich_style(f"results--{name}", partial=True)
-            for name in ("mark", "track", "thumb")
+            for name in ("mark", "focused", "track", "thumb")
         }
         pieces = {
             "blank": Strip.blank(self.size.width, behind),
@@ -127,6 +134,7 @@ class Results(Widget, can_focus=True):
             "thumb": Strip.blank(BAR_WIDTH, styles["thumb"]),
             "unmarked": Strip.blank(MARK_WIDTH, behind),
             "mark": Strip([Segment("▌ ", styles["mark"])], MARK_WIDTH),
+            "focused": Strip([Segment("▌ ", styles["focused"])], MARK_WIDTH),
         }
         return {name: canvas.finish(piece) for name, piece in pieces.items()}
 
@@ -137,9 +145,23 @@ class Results(Widget, can_focus=True):
         self.show_marked()
 
     def watch_marked(self, old: int, new: int) -> None:
-        for number in (old, new):
-            self.refresh(Region(0, number * ROWS - self.top, self.size.width, ROWS))
+        self.paint(old)
+        self.paint(new)
         self.show_marked()
+
+    def paint(self, number: int) -> None:
+        self.refresh(Region(0, number * ROWS - self.top, self.size.width, ROWS))
+
+    def on_focus(self, event: events.Focus) -> None:
+        event.prevent_default()  # Textual's own paints all lines
+        self.has_focus = True
+
+    def on_blur(self, event: events.Blur) -> None:
+        event.prevent_default()
+        self.has_focus = False
+
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        self.paint(self.marked)
 
     def validate_marked(self, number: int) -> int:
         return max(0, min(number, self.count - 1))

@@ -75,7 +75,9 @@ async def test_a_folder_is_indexed_and_searched_by_picture(
     app = make_app(photos)
     async with app.run_test(size=(width, 30)) as pilot:
         await indexed(app, pilot)
-        assert str(app.query_one("#report", Static).render()) == "3 of 3 pictures"
+        bar, words = str(app.query_one("#progress").render()).splitlines()
+        assert set(bar) == {"━"}
+        assert words == "3 of 3 pictures"
 
         found = await search(app, pilot, "two")
         results = app.query_one("#results")
