@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -30,7 +29,6 @@ from aioembed.index import EmbeddingIndex, Hit, SyncReport
 from aioembed.integrations.textual import ModelMixin, ModelStatus
 
 RESULTS = 24
-SEARCH_THREADS = max(1, (os.cpu_count() or 1) - 1)  # the keys want a CPU, too
 
 
 def path_of(text: str) -> Path:
@@ -61,8 +59,8 @@ class PhotoSearch(ModelMixin, App[None]):
         self.folder = folder
         self.index = EmbeddingIndex(index_file)
         self.model_source = model
-        self.model = ImageEmbeddings(model, threads=SEARCH_THREADS)
-        self.text_model = TextEmbeddings(text_model, threads=SEARCH_THREADS) if text_model else None
+        self.model = ImageEmbeddings(model)
+        self.text_model = TextEmbeddings(text_model) if text_model else None
         self.report = SyncReport()
         self.hits: Sequence[Hit] = ()
         self.thumbnails = Thumbnails()
