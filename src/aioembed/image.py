@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidConfig
-from .handle import EmbeddingHandle, Inputs, LoadedModel, LoadOptions, OnBusy, OnCall
+from .handle import (
+    DEFAULT_NICENESS,
+    EmbeddingHandle,
+    Inputs,
+    LoadedModel,
+    LoadOptions,
+    OnBusy,
+    OnCall,
+)
 from .images import ImageInput, SourcePolicy, obtain, prepare
 from .registry import ModelSource
 from .spec import Modality, Preprocessing
@@ -41,6 +49,9 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             their own; None is one per CPU this process may use.
         replicas: Copies of the program that run beside each other, each in one thread alone, in
             place of one on the whole pool. Each costs the memory of its weights again.
+        niceness: By how much the priority of inference is below that of the event loop's thread, on
+            Linux, so that the loop is not kept waiting for a CPU; 0 leaves it alone. The threads
+            of the pool keep what the first model on it asked for.
         max_wait: Seconds that a call may wait for others to fill its batch, where the program
             takes several items at once. At 0 a batch is what waits already.
         max_pending: Most calls that may wait or run at the same time.
@@ -69,6 +80,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         threads: int | None = None,
         decode_threads: int | None = None,
         replicas: int = 1,
+        niceness: int = DEFAULT_NICENESS,
         max_wait: float = 0.0,
         max_pending: int = 1024,
         on_busy: OnBusy = "wait",
@@ -84,6 +96,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
                 threads=threads,
                 decode_threads=decode_threads,
                 replicas=replicas,
+                niceness=niceness,
                 max_wait=max_wait,
                 cache_dir=cache_dir,
                 offline=offline,

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidConfig
-from .handle import EmbeddingHandle, Inputs, LoadedModel, LoadOptions, OnBusy, OnCall
+from .handle import (
+    DEFAULT_NICENESS,
+    EmbeddingHandle,
+    Inputs,
+    LoadedModel,
+    LoadOptions,
+    OnBusy,
+    OnCall,
+)
 from .registry import ModelSource, local_file, local_path, resolve_model
 from .spec import Modality, ModelSpec, Preprocessing
 from .statistics import Stopwatch
@@ -44,6 +52,9 @@ class TextEmbeddings(EmbeddingHandle[str]):
             pool at the number of CPUs this process may use.
         replicas: Copies of the program that run beside each other, each in one thread alone, in
             place of one on the whole pool. Each costs the memory of its weights again.
+        niceness: By how much the priority of inference is below that of the event loop's thread, on
+            Linux, so that the loop is not kept waiting for a CPU; 0 leaves it alone. The threads
+            of the pool keep what the first model on it asked for.
         max_wait: Seconds that a call may wait for others to fill its batch, where the program
             takes several items at once. At 0 a batch is what waits already.
         max_pending: Most calls that may wait or run at the same time.
@@ -73,6 +84,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
         prevent_load: bool = False,
         threads: int | None = None,
         replicas: int = 1,
+        niceness: int = DEFAULT_NICENESS,
         max_wait: float = 0.0,
         max_pending: int = 1024,
         on_busy: OnBusy = "wait",
@@ -89,6 +101,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
             options=LoadOptions(
                 threads=threads,
                 replicas=replicas,
+                niceness=niceness,
                 max_wait=max_wait,
                 cache_dir=cache_dir,
                 offline=offline,

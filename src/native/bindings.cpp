@@ -207,7 +207,8 @@ void bind_backends(nb::module_& m) {
 void bind_threads(nb::module_& m) {
   m.def("pool_thread_count", &pool_thread_count, "Return how many threads the pool has.");
   m.def(
-      "resize_pool", &resize_pool, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "resize_pool", &resize_pool, "threads"_a, nb::kw_only(), "niceness"_a,
+      nb::call_guard<nb::gil_scoped_release>(),
       "Give the pool that many threads and return whether it has them; never after a load.");
 }
 
@@ -215,12 +216,14 @@ void bind_program(nb::module_& m) {
   nb::class_<BoundProgram>(m, "Program", "A loaded program; every call is blocking.")
       .def(
           "__init__",
-          [](BoundProgram* self, const nb::bytes& path, bool single_thread, bool share_weights) {
+          [](BoundProgram* self, const nb::bytes& path, bool single_thread, bool share_weights,
+             int niceness) {
             std::string native_path(path.c_str(), path.size());
             const nb::gil_scoped_release unlocked;
-            new (self) BoundProgram(std::move(native_path), {single_thread, share_weights});
+            new (self)
+                BoundProgram(std::move(native_path), {single_thread, share_weights, niceness});
           },
-          "path"_a, nb::kw_only(), "single_thread"_a, "share_weights"_a)
+          "path"_a, nb::kw_only(), "single_thread"_a, "share_weights"_a, "niceness"_a)
       .def(
           "describe", [](const BoundProgram& program) { return describe(program); },
           "Return (name, inputs, outputs) of each method; tensors are (shape, dtype, dynamic).")

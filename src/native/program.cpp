@@ -208,11 +208,26 @@ Program::~Program() = default;
 
 Program::Program(std::string path, LoadOptions options)
     : path_(std::move(path)), load_options_(options) {
-  std::optional<NoThreadPoolGuard> guard;
-  if (load_options_.single_thread) {
-    guard.emplace();
+  if (load_options_.niceness > 0) {
+    worker_.emplace(load_options_.niceness);
   }
-  load();
+  work([this] { load(); });
+}
+
+// Does a task at the program's priority, on the pool or without it.
+void Program::work(const std::function<void()>& task) {
+  const auto guarded = [&] {
+    std::optional<NoThreadPoolGuard> guard;
+    if (load_options_.single_thread) {
+      guard.emplace();
+    }
+    task();
+  };
+  if (worker_) {
+    worker_->run(guarded);
+  } else {
+    guarded();
+  }
 }
 
 void Program::load() {
@@ -344,10 +359,13 @@ std::vector<OutputArray> Program::run(
   if (!module_) {
     throw ProgramClosed();
   }
-  std::optional<NoThreadPoolGuard> guard;
-  if (load_options_.single_thread) {
-    guard.emplace();
-  }
+  std::vector<OutputArray> outputs;
+  work([&] { outputs = compute(method, inputs); });
+  return outputs;
+}
+
+std::vector<OutputArray> Program::compute(
+    const std::string& method, const std::vector<InputArray>& inputs) {
   const ErrorLines log;
   const std::string doing = "running the method '" + method + "'";
   return translated(doing, log, [&] {
@@ -373,6 +391,7 @@ void Program::close() {
   if (!module_) {
     return;
   }
+  worker_.reset();
   module_.reset();
   planned_.clear();
 #ifdef __GLIBC__

@@ -5,14 +5,17 @@
 #include <executorch/runtime/backend/options.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "platform.h"
+#include "worker.h"
 
 namespace aioembed {
 
@@ -54,6 +57,7 @@ struct Constant {
 struct LoadOptions {
   bool single_thread = false;
   bool share_weights = false;
+  int niceness = 0;  // of the threads that load and run, above the caller's; 0 is the caller itself
 };
 
 class Program {
@@ -77,10 +81,13 @@ class Program {
 
   template <typename Work>
   auto translated(const std::string& doing, const ErrorLines& log, Work work);
+  void work(const std::function<void()>& task);
   void load();
   void load_one(const std::string& name);
   executorch::runtime::HierarchicalAllocator* plan_memory(
       const executorch::runtime::MethodMeta& meta);
+  std::vector<OutputArray> compute(
+      const std::string& method, const std::vector<InputArray>& inputs);
   std::vector<TensorInfo> describe_inputs(
       const executorch::runtime::MethodMeta& meta, const executorch::runtime::Method& method);
   std::vector<TensorInfo> describe_outputs(
@@ -89,6 +96,7 @@ class Program {
   std::string path_;
   LoadOptions load_options_;
   std::mutex mutex_;
+  std::optional<Worker> worker_;
   executorch::runtime::BackendOptions<2> backend_options_;  // must outlive the module
   executorch::runtime::LoadBackendOptionsMap backend_options_map_;
   std::vector<std::unique_ptr<Planned>> planned_;  // must outlive the module

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "worker.h"
+
 // libexecutorch_threadpool exports this class; the SDK does not ship its header.
 namespace executorch::extension::threadpool {
 class ThreadPool {
@@ -21,7 +23,9 @@ std::size_t pool_thread_count() {
   return pool == nullptr ? 1 : pool->get_thread_count();
 }
 
-bool resize_pool(std::size_t threads) {
+namespace {
+
+bool resize(std::size_t threads) {
   if (pool_thread_count() == threads) {
     return true;
   }
@@ -29,6 +33,14 @@ bool resize_pool(std::size_t threads) {
   return pool != nullptr &&
       pool->_unsafe_reset_threadpool(static_cast<std::uint32_t>(threads)) &&
       pool->get_thread_count() == threads;
+}
+
+}  // namespace
+
+bool resize_pool(std::size_t threads, int niceness) {
+  bool has_them = false;
+  Worker(niceness).run([&] { has_them = resize(threads); });
+  return has_them;
 }
 
 }  // namespace aioembed

@@ -6,6 +6,7 @@ from .calls import OnCall as OnCall
 from .contract import ModelContract as ModelContract
 from .loaded import Inputs as Inputs
 from .loaded import LoadedModel as LoadedModel
+from .loader import DEFAULT_NICENESS as DEFAULT_NICENESS
 from .loader import LoadOptions as LoadOptions
 from .stream import EmbeddingStream as EmbeddingStream
 from .stream import Err as Err

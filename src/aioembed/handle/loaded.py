@@ -50,6 +50,7 @@ class LoadedModel:
         *,
         threads: int | None,
         replicas: int = 1,
+        niceness: int = 0,
         preprocessing: Preprocessing | None,
     ) -> LoadedModel:
         """Load a program and read its contract.
@@ -61,6 +62,7 @@ class LoadedModel:
                 the process's pool, before anything else was loaded; None leaves it as it is.
             replicas: How many copies, each of which computes in its own thread alone where there
                 are several.
+            niceness: As for `Program.load`.
             preprocessing: The caller's own, in place of the program's.
 
         Raises:
@@ -75,7 +77,7 @@ class LoadedModel:
             if threads is not None and threads > 1:
                 set_thread_count(threads)
             alone = 1 if threads == 1 or replicas > 1 else None
-            program = Program.load(files.model, threads=alone)
+            program = Program.load(files.model, threads=alone, niceness=niceness)
             undo.callback(program.close)
             contract = read_contract(
                 program, spec, preprocessing=preprocessing, file_sha256=files.sha256
@@ -84,7 +86,7 @@ class LoadedModel:
             text = TextInputs.load(program, contract, spec, files) if is_text else None
             programs = [program]
             for _ in range(replicas - 1):
-                programs.append(Program.load(files.model, threads=alone))
+                programs.append(Program.load(files.model, threads=alone, niceness=niceness))
                 undo.callback(programs[-1].close)
             undo.pop_all()
         return cls(Replicas(programs), contract, text, files.lease)

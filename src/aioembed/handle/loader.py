@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from .remote import RemoteModel
 
-__all__ = ["LoadOptions", "Loader"]
+__all__ = ["DEFAULT_NICENESS", "LoadOptions", "Loader"]
+
+DEFAULT_NICENESS = 5
+_MOST_NICENESS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class LoadOptions:
     threads: int | None = None
     decode_threads: int | None = None
     replicas: int = 1
+    niceness: int = DEFAULT_NICENESS
     max_wait: float = 0.0
     cache_dir: str | os.PathLike[str] | None = None
     offline: bool | None = None
@@ -49,6 +53,9 @@ class LoadOptions:
         wait: object = self.max_wait
         if not isinstance(wait, int | float) or isinstance(wait, bool) or not 0 <= wait < math.inf:
             raise InvalidConfig(f"max_wait must be a number of seconds from 0 on, not {wait!r}")
+        nice: object = self.niceness
+        if not isinstance(nice, int) or isinstance(nice, bool) or not 0 <= nice <= _MOST_NICENESS:
+            raise InvalidConfig(f"niceness must be from 0 to {_MOST_NICENESS}, not {nice!r}")
 
     def _check_counts(self) -> None:
         for name in ("threads", "decode_threads", "replicas"):
@@ -154,5 +161,6 @@ class Loader:
             self._spec,
             threads=self._options.threads,
             replicas=self._options.replicas,
+            niceness=self._options.niceness,
             preprocessing=self._options.preprocessing,
         )

@@ -37,12 +37,12 @@ class _Pool:
         with self._lock:
             return _native.pool_thread_count() if self._in_use else self._wanted()
 
-    def use(self) -> None:
+    def use(self, niceness: int) -> None:
         with self._lock:
             if self._in_use:
                 return
             wanted = self._wanted()
-            if not _native.resize_pool(wanted):
+            if not _native.resize_pool(wanted, niceness=niceness):
                 raise InvalidConfig(
                     f"no pool of {wanted} threads can be made: set a lower count, and see that "
                     "/proc/cpuinfo can be read; `aioembed doctor` tells more"
@@ -103,13 +103,16 @@ def wants_single_thread(threads: int | None) -> bool:
     )
 
 
-def use_pool() -> None:
-    """Size the pool, once; from now on its size is fixed.
+def use_pool(niceness: int = 0) -> None:
+    """Start the pool, once; from now on its size and its threads' priority are fixed.
+
+    Args:
+        niceness: Of its threads, above that of the calling one.
 
     Raises:
         InvalidConfig: No pool of that size can be made.
     """
-    _pool.use()
+    _pool.use(niceness)
 
 
 def _scheduled_cpus() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ class Program:
         *,
         threads: int | None = None,
         share_weights: bool = False,
+        niceness: int = 0,
     ) -> Self:
         """Map a program's file, verify it and load all its methods. Blocks: use a worker thread.
 
@@ -142,6 +144,9 @@ class Program:
                 programs share; no other count can be had.
             share_weights: Share packed weights with other programs loaded so. It saves their
                 memory, but such programs run one at a time.
+            niceness: By how much the priority of what computes is below that of the calling
+                thread, on Linux: the program has a thread of its own then. The pool keeps the
+                priority that the first program on it asked for.
 
         Raises:
             ModelFileUnreadable: The file is missing or cannot be opened.
@@ -152,11 +157,14 @@ class Program:
         single_thread = wants_single_thread(threads)
         check_program_file(path)
         if not single_thread:
-            use_pool()
+            use_pool(niceness)
         location = Path(path)
         with _translated(location):
             native = _native.Program(
-                os.fsencode(location), single_thread=single_thread, share_weights=share_weights
+                os.fsencode(location),
+                single_thread=single_thread,
+                share_weights=share_weights,
+                niceness=niceness if sys.platform == "linux" else 0,
             )
         return cls(location, native)
 
