@@ -287,3 +287,24 @@ def is_closed(program: Program) -> bool:
     except ModelClosed:
         return True
     return False
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [5]), ({"niceness": 0}, [0]), ({"niceness": 7, "replicas": 2}, [7, 7])],
+    ids=str,
+)
+async def test_every_copy_gives_way_as_the_handle_says(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: list[int]
+) -> None:
+    load = Program.load
+    asked: list[int] = []
+
+    def spy(path: Path, *, threads: int | None, niceness: int) -> Program:
+        asked.append(niceness)
+        return load(path, threads=threads, niceness=niceness)
+
+    monkeypatch.setattr(Program, "load", spy)
+    async with ImageEmbeddings(GIST_512, **options) as model:
+        await model.load()
+    assert asked == expected
