@@ -291,7 +291,7 @@ def is_closed(program: Program) -> bool:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, [5]), ({"niceness": 0}, [0]), ({"niceness": 7, "replicas": 2}, [7, 7])],
+    [({}, [1]), ({"niceness": 0}, [0]), ({"niceness": 7, "replicas": 2}, [7, 7])],
     ids=str,
 )
 async def test_every_copy_gives_way_as_the_handle_says(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_NICENESS", "LoadOptions", "Loader"]
 
-DEFAULT_NICENESS = 5
+DEFAULT_NICENESS = 1
 _MOST_NICENESS = 19
 
 
