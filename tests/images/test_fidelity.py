@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from aioembed.errors import InvalidConfig, InvalidUserInput
 from aioembed.images import SourcePolicy, decode, preprocess
@@ -152,20 +152,47 @@ def at_side(side: int) -> Preprocessing:
     return CLIP_PREPROCESSING.model_copy(update={"width": side, "height": side})
 
 
+def strokes(side: int, count: int = 10_000) -> Image.Image:
+    """Lines of one pixel, the hardest for a decoder that scales: all of them ring."""
+    image = Image.new("L", (side, side), "white")
+    draw, rng = ImageDraw.Draw(image), np.random.default_rng(0)
+    for x, y, across, down in rng.integers((0, 0, -80, -80), (side, side, 80, 80), (count, 4)):
+        draw.line((x, y, x + across, y + down), fill="black")
+    return image
+
+
+PICTURES = ["astronaut.png", "hubble_deep_field.jpg", "exif/portrait_1.jpg", "many", "strokes"]
+
+
+def picture_of(photographs: Path, name: str, side: int) -> Image.Image:
+    made = {"many": lambda: of_many(photographs, side), "strokes": lambda: strokes(side)}
+    return made.get(name, lambda: large_photograph(photographs, name, side))()
+
+
+def as_jpeg(picture: Image.Image, form: str, quality: int) -> bytes:
+    if form == "grey":
+        return encoded(picture.convert("L"), "JPEG", quality=quality)
+    return encoded(picture.convert("RGB"), "JPEG", quality=quality, subsampling=form)
+
+
+FULL = (1, 1, 1, 1)
+
+
 @pytest.mark.parametrize(
-    ("subsampling", "shrunk"),
-    [("4:4:4", (1, 1, 2, 4)), ("4:2:0", (1, 1, 1, 1)), ("4:2:2", (1, 1, 1, 1))],
+    ("form", "quality", "shrunk"),
+    [
+        ("grey", 92, (1, 1, 2, 2)),
+        ("grey", 90, FULL),
+        ("4:4:4", 95, FULL),
+        ("4:2:0", 95, FULL),
+    ],
 )
-@pytest.mark.parametrize(
-    "name", ["astronaut.png", "hubble_deep_field.jpg", "exif/portrait_1.jpg", "many"]
-)
+@pytest.mark.parametrize("name", PICTURES)
 def test_large_jpegs_stay_within_one_level_of_all_their_pixels(
-    photographs: Path, name: str, subsampling: str, shrunk: tuple[int, ...]
+    photographs: Path, name: str, form: str, quality: int, shrunk: tuple[int, ...]
 ) -> None:
     """At 13, 27, 38 and 76 pixels per output pixel; 12 and 48 megapixels have 13 and 27 for 224."""
-    many = name == "many"
-    picture = of_many(photographs, 1440) if many else large_photograph(photographs, name, 1440)
-    data = encoded(picture, "JPEG", quality=90, subsampling=subsampling)
+    data = as_jpeg(picture_of(photographs, name, 1440), form, quality)
     whole = decode(data, SourcePolicy.untrusted())
     factors = []
     for side in (110, 54, 38, 19):
@@ -177,11 +204,24 @@ def test_large_jpegs_stay_within_one_level_of_all_their_pixels(
     assert tuple(factors) == shrunk
 
 
-@pytest.mark.parametrize(("subsampling", "side", "shrunk"), [("4:4:4", 110, 4), ("4:2:0", 66, 2)])
+@pytest.mark.parametrize(
+    ("form", "name", "side", "shrunk"),
+    [
+        pytest.param("4:4:4", "many", 110, 4, id="few pixels left"),
+        pytest.param("4:2:0", "many", 66, 2, id="few samples of colour"),
+        pytest.param("4:4:4", "red and blue", 38, 2, id="strong colours"),
+        pytest.param("grey", "few strokes", 38, 2, id="coarse steps"),
+    ],
+)
 def test_decoding_smaller_than_the_rule_allows_would_show(
-    photographs: Path, subsampling: str, side: int, shrunk: int
+    photographs: Path, form: str, name: str, side: int, shrunk: int
 ) -> None:
-    data = encoded(of_many(photographs, 1440), "JPEG", quality=90, subsampling=subsampling)
+    pictures = {
+        "many": lambda: of_many(photographs, 1440),
+        "few strokes": lambda: strokes(1440, 3000),
+        "red and blue": lambda: ImageOps.colorize(strokes(1440), black="red", white="blue"),
+    }
+    data = as_jpeg(pictures[name](), form, 90 if form != "grey" else 60)
     expected = reference_clip(decode(data, SourcePolicy.untrusted()), side, side)
     with Image.open(io.BytesIO(data)) as image:
         image.draft(None, (1440 // shrunk, 1440 // shrunk))
@@ -191,7 +231,7 @@ def test_decoding_smaller_than_the_rule_allows_would_show(
 
 
 def test_every_pixel_of_a_jpeg_is_decoded_where_the_mode_does_not_antialias() -> None:
-    data = encoded(drawn(900, 890), "JPEG", subsampling="4:4:4")
+    data = encoded(drawn(900, 890).convert("L"), "JPEG", quality=95)
     small = RNE_PREPROCESSING.model_copy(update={"width": 20, "height": 20})
     policy = SourcePolicy.untrusted()
     assert open_encoded(data, policy).load(smallest_enough(small)).shrunk == 1
