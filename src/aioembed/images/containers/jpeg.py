@@ -84,4 +84,6 @@ def _finished(
         raise ImageDecodeError("a damaged JPEG: no frame header before its first scan")
     if several and data.count(b"\xff\xda", scan) > _MAX_SCANS:
         raise refuse_metadata(f"a JPEG with more than {_MAX_SCANS} scans")
-    return Container(b"".join((*kept, memoryview(data)[scan:])), size, orientation)
+    is_whole = sum(map(len, kept)) == scan  # as without EXIF: megabytes need not be copied
+    payload = data if is_whole else b"".join((*kept, memoryview(data)[scan:]))
+    return Container(payload, size, orientation)
