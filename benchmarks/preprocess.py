@@ -1,23 +1,31 @@
 """JPEG to tensor, against Pillow, the transformers processor and OpenCV, on one thread each.
 
-    python benchmarks/preprocess.py [--rounds 7] [--photographs FOLDER]
+    python benchmarks/preprocess.py [--rounds 7] [--quality 92] [--ways rne clip gist]
+        [--photographs FOLDER]
 
 Prints, for 12 and 48 megapixels, the median processor time of each path, its ratio to this
 library's, and how far its pixels are from this library's. Peers that are not installed are left
 out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes, at the
-size it decodes to. `gist` is the embedded model's way, to 96 x 96. Below each table: whether this
-library is no slower than the fastest peer of the same pixels, and, where the decoder scales, three
-times as fast as plain Pillow.
+size it decodes to: 1/2 for large greyscale ones of quality 92 and more. `gist` is the embedded
+model's way, to 96 x 96. Below each table: whether this library is no slower than the fastest peer
+of the same pixels, and, where the decoder scales, three times as fast as plain Pillow. Each path
+has a process of its own, as a program that uses it would be, and takes turns with the others: in
+one process each would get the memory that another left.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +38,17 @@ from aioembed.images.preprocess import program_input, smallest_enough
 from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 Path_ = Callable[[bytes], np.ndarray]
+Maker = Callable[[], Path_]
 GIST_PREPROCESSING = Preprocessing(
     height=96, width=96, resize="stretch", interpolation="bilinear", antialias=True
 )
 """Of the embedded model."""
 
-DECODER = "decoder alone"
+US, DECODER = "aioembed", "decoder alone"
 TIMES_PILLOW = 3.0
 NO_SLOWER = 0.99
 """What two medians of the same path can differ by."""
+SUBSAMPLINGS = ("4:2:0", "4:4:4", "grey")
 SIZES = {"12 megapixels": (4000, 3000), "48 megapixels": (8000, 6000)}
 
 
@@ -52,19 +62,19 @@ def ours(preprocessing: Preprocessing) -> Path_:
     return run
 
 
-def decoder(preprocessing: Preprocessing, data: bytes) -> tuple[str, Path_]:
-    """Return the label and the work of Pillow's decoder for a path of this library."""
+def shrunk_by(preprocessing: Preprocessing, data: bytes) -> int:
     policy = SourcePolicy.trusted()
-    shrunk = open_encoded(data, policy).load(smallest_enough(preprocessing)).shrunk
+    return open_encoded(data, policy).load(smallest_enough(preprocessing)).shrunk
+
+
+def decoder(preprocessing: Preprocessing) -> Path_:
+    policy = SourcePolicy.trusted()
 
     def run(data: bytes) -> np.ndarray:
-        image = Image.open(io.BytesIO(data))
-        if shrunk > 1:
-            image.draft(None, (image.width // shrunk, image.height // shrunk))
-        image.load()
+        open_encoded(data, policy).load(smallest_enough(preprocessing))
         return np.empty(0)
 
-    return f"{DECODER}, 1/{shrunk}", run
+    return run
 
 
 def pillow_clip(data: bytes) -> np.ndarray:
@@ -87,11 +97,9 @@ def pillow_stretch(side: int) -> Path_:
     return run
 
 
-def transformers_clip() -> Path_ | None:
-    try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    except ImportError:
-        return None
+def transformers_clip() -> Path_:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     processor: Any = CLIPImageProcessorPil(do_normalize=False)
 
     def run(data: bytes) -> np.ndarray:
@@ -101,11 +109,9 @@ def transformers_clip() -> Path_ | None:
     return run
 
 
-def opencv_stretch() -> Path_ | None:
-    try:
-        import cv2
-    except ImportError:
-        return None
+def opencv_stretch() -> Path_:
+    import cv2
+
     cv2.setNumThreads(1)
 
     def run(data: bytes) -> np.ndarray:
@@ -114,6 +120,51 @@ def opencv_stretch() -> Path_ | None:
         return np.ascontiguousarray((pixels.astype(np.float32) / 255).transpose(2, 0, 1))
 
     return run
+
+
+WAYS: dict[str, tuple[Preprocessing, dict[str, Maker]]] = {
+    "rne": (
+        RNE_PREPROCESSING,
+        {"OpenCV": opencv_stretch, "Pillow (antialiased)": partial(pillow_stretch, 224)},
+    ),
+    "clip": (
+        CLIP_PREPROCESSING,
+        {"Pillow": lambda: pillow_clip, "transformers": transformers_clip},
+    ),
+    "gist": (GIST_PREPROCESSING, {"Pillow": partial(pillow_stretch, 96)}),
+}
+NEEDED = {"OpenCV": "cv2", "transformers": "transformers"}
+
+
+def paths_of(way: str) -> dict[str, Maker]:
+    preprocessing, peers = WAYS[way]
+    present = {name: peer for name, peer in peers.items() if find_spec(NEEDED.get(name, "PIL"))}
+    return {US: partial(ours, preprocessing), DECODER: partial(decoder, preprocessing), **present}
+
+
+def work(way: str, name: str, orders: Connection) -> None:
+    """Answer each order, the bytes of a JPEG, with processor time in seconds and pixels."""
+    path = paths_of(way)[name]()
+    while data := orders.recv_bytes():
+        begin = time.thread_time()
+        pixels = path(data)
+        taken = time.thread_time() - begin
+        orders.send((taken, pixels))
+
+
+@contextmanager
+def processes(way: str) -> Iterator[dict[str, Connection]]:
+    """Start a process for each path; they end with the block."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        found = {}
+        for name in paths_of(way):
+            found[name], orders = context.Pipe()
+            process = context.Process(target=work, args=(way, name, orders))
+            process.start()
+            stack.callback(process.join)
+            stack.callback(found[name].send_bytes, b"")
+        yield found
 
 
 def scene(size: tuple[int, int], folder: Path | None) -> Image.Image:
@@ -135,44 +186,47 @@ def scene(size: tuple[int, int], folder: Path | None) -> Image.Image:
     return canvas
 
 
-def jpeg(image: Image.Image, subsampling: str) -> bytes:
+def jpeg(image: Image.Image, subsampling: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     if subsampling == "grey":
-        image.convert("L").save(buffer, "JPEG", quality=90)
+        image.convert("L").save(buffer, "JPEG", quality=quality)
     else:
-        image.save(buffer, "JPEG", quality=90, subsampling=subsampling)
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 
-def medians(paths: dict[str, Path_], data: bytes, rounds: int) -> dict[str, float]:
-    """Return the median times; the order changes, as each path leaves memory for the next."""
+def run(path: Connection, data: bytes) -> tuple[float, np.ndarray]:
+    path.send_bytes(data)
+    taken: tuple[float, np.ndarray] = path.recv()
+    return taken
+
+
+def medians(paths: Mapping[str, Connection], data: bytes, rounds: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in paths}
     dice = random.Random(0)
     for _ in range(rounds):
         for name in dice.sample(sorted(paths), len(paths)):
-            begin = time.thread_time()
-            paths[name](data)
-            taken[name].append(time.thread_time() - begin)
+            taken[name].append(run(paths[name], data)[0])
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def report(title: str, paths: Mapping[str, Path_ | None], data: bytes, rounds: int) -> None:
-    present = {name: path for name, path in paths.items() if path}
-    reference = present["aioembed"](data)
-    times = medians(present, data, rounds)
-    print(f"\n{title}\n{'':22}{'ms':>8}{'ratio':>8}   largest / mean difference, in 1/255")
+def report(way: str, paths: Mapping[str, Connection], about: str, data: bytes, rounds: int) -> None:
+    shrunk = shrunk_by(WAYS[way][0], data)
+    pixels = {name: run(path, data)[1] for name, path in paths.items()}
+    times = medians(paths, data, rounds)
+    print(f"\n{way}, {about}\n{'':22}{'ms':>8}{'ratio':>8}   largest / mean difference, in 1/255")
     same = []
-    for name, path in present.items():
-        pixels = path(data)
-        ratio = times[name] / times["aioembed"]
-        apart = np.abs(pixels - reference) * 255 if pixels.size else None
+    for name, taken in times.items():
+        label = f"{name}, 1/{shrunk}" if name == DECODER else name
+        ratio = taken / times[US]
+        apart = np.abs(pixels[name] - pixels[US]) * 255 if pixels[name].size else None
         found = "" if apart is None else f"{apart.max():.0f} / {apart.mean():.3f}"
-        print(f"{name:22}{times[name] * 1000:8.1f}{ratio:7.2f}x   {found}")
-        if apart is not None and apart.max() < 1.5 and name != "aioembed":
+        print(f"{label:22}{taken * 1000:8.1f}{ratio:7.2f}x   {found}")
+        if apart is not None and apart.max() < 1.5 and name != US:
             same.append(ratio)
     judge("no slower than the fastest peer of the same pixels", min(same, default=None), NO_SLOWER)
-    if "Pillow" in present and not any(name == f"{DECODER}, 1/1" for name in present):
-        judge("plain Pillow, where the decoder scales", times["Pillow"] / times["aioembed"])
+    if shrunk > 1:
+        judge("plain Pillow, where the decoder scales", times["Pillow"] / times[US])
 
 
 def judge(goal: str, ratio: float | None, least: float = TIMES_PILLOW) -> None:
@@ -183,34 +237,21 @@ def judge(goal: str, ratio: float | None, least: float = TIMES_PILLOW) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quality", type=int, default=92, help="of the JPEGs")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     shared = Path(__file__).resolve().parents[2] / "shared" / "images"
     parser.add_argument("--photographs", type=Path, default=shared)
     options = parser.parse_args()
     for title, size in SIZES.items():
         image = scene(size, options.photographs)
-        for subsampling in ("4:2:0", "4:4:4", "grey"):
-            data = jpeg(image, subsampling)
-            about = f"{title}, {subsampling}, {len(data) / 1e6:.1f} MB"
-            stretch = {
-                "aioembed": ours(RNE_PREPROCESSING),
-                **dict((decoder(RNE_PREPROCESSING, data),)),
-                "OpenCV": opencv_stretch(),
-                "Pillow (antialiased)": pillow_stretch(224),
-            }
-            report(f"rne, {about}", stretch, data, options.rounds)
-            crop = {
-                "aioembed": ours(CLIP_PREPROCESSING),
-                **dict((decoder(CLIP_PREPROCESSING, data),)),
-                "Pillow": pillow_clip,
-                "transformers": transformers_clip(),
-            }
-            report(f"clip, {about}", crop, data, options.rounds)
-            small = {
-                "aioembed": ours(GIST_PREPROCESSING),
-                **dict((decoder(GIST_PREPROCESSING, data),)),
-                "Pillow": pillow_stretch(96),
-            }
-            report(f"gist, {about}", small, data, options.rounds)
+        jpegs = {
+            subsampling: jpeg(image, subsampling, options.quality) for subsampling in SUBSAMPLINGS
+        }
+        for way in options.ways:
+            with processes(way) as paths:
+                for subsampling, data in jpegs.items():
+                    about = f"{title}, {subsampling}, {len(data) / 1e6:.1f} MB"
+                    report(way, paths, about, data, options.rounds)
 
 
 if __name__ == "__main__":
