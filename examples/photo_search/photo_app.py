@@ -13,7 +13,7 @@ from indexing import IndexingFailed, index_folder
 from keys import Keys
 from progress import Progress
 from quiet import Pane, QuietInput, QuietScreen
-from rendering import Thumbnails, draw_results
+from rendering import draw_result
 from responsive import responsive
 from results import Results
 from rich.cells import cell_len
@@ -21,7 +21,9 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.reactive import reactive
+from textual.strip import Strip
 from textual.widgets import Input, Static
+from thumbnails import Thumbnails
 
 from aioembed import ImageEmbeddings, ModelState, TextEmbeddings
 from aioembed.errors import AioembedError
@@ -29,6 +31,7 @@ from aioembed.index import EmbeddingIndex, Hit, SyncReport
 from aioembed.integrations.textual import ModelMixin, ModelStatus
 
 RESULTS = 24
+PAUSE = 0.001
 
 
 def path_of(text: str) -> Path:
@@ -90,6 +93,7 @@ class PhotoSearch(ModelMixin, App[None]):
         if self.text_model is not None:
             self.use_model(self.text_model, "text_state")
         self.resources.enter_context(responsive())
+        self.resources.push_async_callback(self.thumbnails.aclose)
         try:
             await self.resources.enter_async_context(self.index)
         except AioembedError as error:
@@ -146,7 +150,7 @@ class PhotoSearch(ModelMixin, App[None]):
         try:
             picture = await self.find_picture(query)
             if picture is not None:
-                hits = await self.index.search_item(picture, self.model, RESULTS)
+                hits = await self.like(picture)
             elif self.text_model is not None:
                 hits = await self.index.search_item(query, self.text_model, RESULTS)
             else:
@@ -158,13 +162,20 @@ class PhotoSearch(ModelMixin, App[None]):
         await self.show_hits(hits)
         self.tell(f"{len(hits)} nearest to {Path(query).name}")
 
+    async def like(self, picture: str | Path) -> Sequence[Hit]:
+        """Return what is nearest to a picture; an indexed one has a vector already."""
+        vector = await self.index.get(str(picture))
+        if vector is not None:
+            return await self.index.search(vector, RESULTS)
+        return await self.index.search_item(picture, self.model, RESULTS)
+
     async def find_picture(self, query: str) -> str | Path | None:
         """Return the picture that a URI, a path, or the name of an indexed one stands for."""
         if query.startswith(("https:", "http:", "file:", "data:")):
             return query
         for path in (path_of(query), self.folder / query):
             if await to_thread.run_sync(path.is_file):
-                return path
+                return Path.cwd() / path
         for key in await self.index.keys():
             if Path(key).stem == query:
                 return Path(key)
@@ -172,8 +183,13 @@ class PhotoSearch(ModelMixin, App[None]):
 
     async def show_hits(self, hits: Sequence[Hit]) -> None:
         results = self.query_one(Results)
-        thumbnails = [await self.thumbnails.get(hit.key) for hit in hits]
-        lines = await to_thread.run_sync(draw_results, hits, thumbnails, results.canvas)
+        thumbnails = await self.thumbnails.get([hit.key for hit in hits])
+        lines: list[Strip] = []
+        canvas = results.canvas
+        for hit, pixels in zip(hits, thumbnails, strict=True):
+            for line in draw_result(hit, pixels, canvas):
+                lines.append(line)
+                await asyncio.sleep(PAUSE)  # for keys
         self.hits = hits
         results.show(lines)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyio import to_thread
-from PIL import Image, ImageOps
 from rich.color import Color
 from rich.console import Console
 from rich.segment import Segment
@@ -17,50 +14,27 @@ from rich.text import Text
 from textual.color import Color as Background
 from textual.filter import LineFilter
 from textual.strip import Strip
+from thumbnailer import COLUMNS, ROWS
 
 from aioembed.index import Hit
-
-COLUMNS, ROWS = 12, 4
-KEPT = 500
 
 Row = list[Segment]
 
 _BOLD, _PLAIN, _DIM, _GREEN = (Style.parse(name) for name in ("bold", "none", "dim", "green"))
 
 
-class Thumbnails:
-    """Thumbnails by path, made in worker threads; the latest ones are kept."""
-
-    def __init__(self) -> None:
-        self._made: OrderedDict[str, list[Row]] = OrderedDict()
-
-    async def get(self, path: str) -> list[Row]:
-        """Return the rows of a thumbnail, blank ones for a picture that cannot be read."""
-        if path not in self._made:
-            self._made[path] = await to_thread.run_sync(thumbnail, Path(path))
-        self._made.move_to_end(path)
-        while len(self._made) > KEPT:
-            self._made.popitem(last=False)
-        return self._made[path]
-
-
-def thumbnail(path: Path) -> list[Row]:
-    """Return a picture as rows of half blocks, two pixels in each; blanks if it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (4 * COLUMNS, 8 * ROWS))
-            small = ImageOps.fit(picture.convert("RGB"), (COLUMNS, 2 * ROWS))
-    except (OSError, Image.DecompressionBombError):
-        return [[Segment(" " * COLUMNS)] for _ in range(ROWS)]
-    colors = [Color.from_rgb(*rgb) for rgb in zip(*[iter(small.tobytes())] * 3, strict=True)]
-    lines = [colors[start : start + COLUMNS] for start in range(0, len(colors), COLUMNS)]
-    return [
-        [
-            Segment("▀", Style(color=upper, bgcolor=lower))
-            for upper, lower in zip(*pair, strict=True)
+def half_blocks(pixels: bytes) -> Iterator[Row]:
+    """Make a thumbnail's rows of half blocks, two pixels in each; blanks where there is none."""
+    for start in range(0, 2 * ROWS * COLUMNS, 2 * COLUMNS):
+        colors = [
+            Color.from_rgb(*pixels[3 * place : 3 * place + 3])
+            for place in range(start, start + 2 * COLUMNS)
+            if pixels
         ]
-        for pair in zip(lines[::2], lines[1::2], strict=True)
-    ]
+        yield [
+            Segment("▀", Style(color=upper, bgcolor=lower))
+            for upper, lower in zip(colors[:COLUMNS], colors[COLUMNS:], strict=True)
+        ] or [Segment(" " * COLUMNS)]
 
 
 @dataclass(frozen=True)
@@ -84,19 +58,14 @@ class Canvas:
         return line
 
 
-def draw_results(
-    hits: Sequence[Hit], thumbnails: Sequence[list[Row]], canvas: Canvas
-) -> list[Strip]:
-    """Return the lines of all results; takes milliseconds, so it is for a worker thread."""
-    return [
-        canvas.finish(canvas.fit(line.apply_style(canvas.behind)))
-        for hit, rows in zip(hits, thumbnails, strict=True)
-        for line in result_lines(hit, rows, canvas.width - 1)
-    ]
+def draw_result(hit: Hit, pixels: bytes, canvas: Canvas) -> Iterator[Strip]:
+    """Make a result's lines one by one, as each takes most of a millisecond."""
+    for line in result_lines(hit, pixels, canvas.width - 1):
+        yield canvas.finish(canvas.fit(line.apply_style(canvas.behind)))
 
 
-def result_lines(hit: Hit, rows: list[Row], width: int) -> list[Strip]:
-    """Return a result: the thumbnail, and beside it name, similarity and a bar of it."""
+def result_lines(hit: Hit, pixels: bytes, width: int) -> Iterator[Strip]:
+    """Make a result: the thumbnail, and beside it name, similarity and a bar of it."""
     room = max(4, width - COLUMNS - 2)
     name = Text(Path(hit.key).name)
     name.truncate(room, overflow="ellipsis")
@@ -110,4 +79,5 @@ def result_lines(hit: Hit, rows: list[Row], width: int) -> list[Strip]:
         [Segment("━" * filled, _GREEN), Segment("━" * (room - filled), _DIM)],
         [Segment(folder.plain, _DIM)],
     ]
-    return [Strip([*row, Segment("  "), *words]) for row, words in zip(rows, beside, strict=True)]
+    for row, words in zip(half_blocks(pixels), beside, strict=True):
+        yield Strip([*row, Segment("  "), *words])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rendering import ROWS, Canvas
+from rendering import Canvas
 from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
@@ -14,6 +14,7 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
+from thumbnailer import ROWS
 
 MARK_WIDTH, BAR_WIDTH = 2, 1
 WHEEL_LINES = 3
@@ -88,6 +89,8 @@ class Results(Widget, can_focus=True):
         """Show results, `ROWS` lines each, drawn for the canvas, the first one marked."""
         self.lines, self.joined = lines, {}
         self.marked = self.top = 0
+        if lines and lines[0].cell_length != self.canvas.width:  # it was resized meanwhile
+            self.fit()
         self.refresh()
 
     def render_lines(self, crop: Region) -> list[Strip]:
@@ -139,10 +142,13 @@ class Results(Widget, can_focus=True):
         return {name: canvas.finish(piece) for name, piece in pieces.items()}
 
     def on_resize(self) -> None:
+        self.fit()
+        self.show_marked()
+
+    def fit(self) -> None:
         canvas = self.canvas
         self.lines = [canvas.finish(canvas.fit(line)) for line in self.lines]
         self.joined = {}
-        self.show_marked()
 
     def watch_marked(self, old: int, new: int) -> None:
         self.paint(old)

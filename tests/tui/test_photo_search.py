@@ -99,6 +99,70 @@ async def test_a_folder_is_indexed_and_searched_by_picture(
     assert app.model.state.status is Status.CLOSED
 
 
+async def test_only_a_picture_that_is_not_indexed_needs_the_model(
+    make_app: Any, photos: Path, tmp_path: Path
+) -> None:
+    app = make_app(photos)
+    outside = tmp_path / "outside.png"
+    outside.write_bytes((photos / "two.png").read_bytes())
+    async with app.run_test(size=(80, 30)) as pilot:
+        await indexed(app, pilot)
+        assert (await search(app, pilot, str(photos / "two.png")))[0] == "two.png"
+        similar = [hit.similarity for hit in app.hits]
+        assert app.model.statistics.succeeded == 0
+        assert (await search(app, pilot, str(outside)))[0] == "two.png"
+        assert app.model.statistics.succeeded == 1
+        assert [hit.similarity for hit in app.hits] == pytest.approx(similar, abs=1e-5)
+
+
+def thumbnailers() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if "thumbnailer.py" in " ".join(child.cmdline())
+    ]
+
+
+def has_picture(line: Any) -> bool:
+    return "▀" in line.text
+
+
+async def test_thumbnails_come_from_a_process_that_may_be_killed_and_ends_with_the_app(
+    make_app: Any, photos: Path
+) -> None:
+    app = make_app(photos)
+    async with app.run_test(size=(80, 30)) as pilot:
+        await indexed(app, pilot)
+        (photos / "one.png").unlink()
+        await search(app, pilot, "two")
+        lines, names = app.query_one("#results").lines, [Path(hit.key).stem for hit in app.hits]
+        shown = dict(zip(names, map(has_picture, lines[::4]), strict=True))
+        assert shown == {"one": False, "two": True, "three": True}
+
+        (process,) = thumbnailers()
+        process.kill()
+        app.thumbnails._made.clear()
+        await search(app, pilot, "two")  # by the time it is asked it may not be known as dead
+        await search(app, pilot, "two")
+        assert has_picture(app.query_one("#results").lines[0])
+        (process,) = thumbnailers()
+    assert not process.is_running()
+
+
+async def test_results_that_are_drawn_while_the_terminal_is_resized_fit(
+    make_app: Any, many: Path
+) -> None:
+    app = make_app(many)
+    async with app.run_test(size=(120, 30)) as pilot:
+        results = await many_results(app, pilot)
+        lines = list(results.lines)
+        await pilot.resize_terminal(60, 20)
+        await pilot.pause()
+        results.show(lines)
+        shown = results.render_lines(results.size.region)
+        assert {line.cell_length for line in shown} == {results.size.width}
+
+
 async def test_what_is_not_there_is_said_and_the_app_goes_on(make_app: Any, photos: Path) -> None:
     app = make_app(photos)
     async with app.run_test(size=(80, 30)) as pilot:
