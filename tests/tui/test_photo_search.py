@@ -109,9 +109,9 @@ async def test_only_a_picture_that_is_not_indexed_needs_the_model(
         await indexed(app, pilot)
         assert (await search(app, pilot, str(photos / "two.png")))[0] == "two.png"
         similar = [hit.similarity for hit in app.hits]
-        assert app.model.statistics.succeeded == 0
+        assert app.model.statistics().succeeded == 0
         assert (await search(app, pilot, str(outside)))[0] == "two.png"
-        assert app.model.statistics.succeeded == 1
+        assert app.model.statistics().succeeded == 1
         assert [hit.similarity for hit in app.hits] == pytest.approx(similar, abs=1e-5)
 
 
