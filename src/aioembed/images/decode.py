@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -194,7 +193,7 @@ def _scales_cleanly(image: ImageFile.ImageFile) -> bool:
     if image.format != "JPEG" or getattr(image, "layers", None) != 1:
         return False
     tables: dict[int, list[int]] = getattr(image, "quantization", {})
-    return bool(tables) and max(map(statistics.fmean, tables.values())) <= _FINE_STEPS
+    return bool(tables) and max(sum(steps) / len(steps) for steps in tables.values()) <= _FINE_STEPS
 
 
 def _shrink(image: ImageFile.ImageFile, enough: tuple[int, int]) -> int:
