@@ -20,13 +20,7 @@ from aioembed.testing.scenes import draw_scenes
 pytestmark = pytest.mark.export
 
 
-@pytest.fixture(
-    scope="module",
-    params=[  # the programs of each are exported once, by one worker
-        pytest.param(precision, marks=pytest.mark.xdist_group(f"clip-{precision}"))
-        for precision in ("fp32", "int8")
-    ],
-)
+@pytest.fixture(scope="module", params=["fp32", "int8"])
 def precision(request: pytest.FixtureRequest) -> Any:
     return request.param
 
