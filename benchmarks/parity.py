@@ -13,7 +13,6 @@ says what the difference in pixels does.
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from aioembed.images import SourcePolicy, decode, preprocess
 from aioembed.images.decode import open_encoded
 from aioembed.images.preprocess import program_input, smallest_enough
 from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING
-from preprocess import GIST_PREPROCESSING, pillow_stretch
+from preprocess import GIST_PREPROCESSING, SUBSAMPLINGS, jpeg, pillow_stretch
 
 QUALITY = 92
 """The lowest at which the decoder may scale."""
@@ -103,13 +102,8 @@ def large_jpegs(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def in_each_form(name: str, image: Image.Image) -> Iterator[tuple[str, bytes]]:
-    for form in ("4:4:4", "4:2:0", "grey"):
-        buffer = io.BytesIO()
-        if form == "grey":
-            image.convert("L").save(buffer, "JPEG", quality=QUALITY)
-        else:
-            image.save(buffer, "JPEG", quality=QUALITY, subsampling=form)
-        yield f"{name}, {form}", buffer.getvalue()
+    for form in SUBSAMPLINGS:
+        yield f"{name}, {form}", jpeg(image, form, QUALITY)
 
 
 def row(name: str, ours: np.ndarray, reference: np.ndarray, embed: Embed | None) -> np.ndarray:
