@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from aioembed import CLIP_PREPROCESSING, GIST_512, ImageEmbeddings, ModelSpec
+from aioembed._signature import ModelContract, read_contract
 from aioembed.errors import InvalidModelOutput, InvalidProgram, ModelError, WrongDimensions
-from aioembed.handle.contract import ModelContract, read_contract
 from aioembed.registry import local_path
 from aioembed.runtime import Program
 

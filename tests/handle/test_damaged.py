@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import _probe as probing
 from aioembed.errors import AioembedError, IntegrityError, ProbeFailed
-from aioembed.handle import probe as probing
 from aioembed.registry import local_path
 
 pytestmark = pytest.mark.anyio

@@ -12,6 +12,7 @@ import pytest
 
 import aioembed
 from aioembed import ImageEmbeddings, ModelSpec, Status
+from aioembed import _probe as probing
 from aioembed.errors import (
     AlreadyPaused,
     DownloadCancelled,
@@ -24,7 +25,6 @@ from aioembed.errors import (
     ResourceInUse,
     ResourceNotFound,
 )
-from aioembed.handle import probe as probing
 from aioembed.resources import Cache
 from aioembed.testing import HubServer
 from aioembed.testing.loopback import LoopbackServer, Request, file_reply

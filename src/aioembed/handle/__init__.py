@@ -1,9 +1,9 @@
 """The lifecycle that image and text handles share."""
 
+from .._signature import ModelContract as ModelContract
 from .base import EmbeddingHandle as EmbeddingHandle
 from .calls import OnBusy as OnBusy
 from .calls import OnCall as OnCall
-from .contract import ModelContract as ModelContract
 from .loaded import Inputs as Inputs
 from .loaded import LoadedModel as LoadedModel
 from .loader import DEFAULT_NICENESS as DEFAULT_NICENESS

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from .._signature import ModelContract
 from ..errors import AioembedError, InvalidConfig, ModelClosed, ModelNotLoaded
 from ..registry import ModelSource, resolve_model
 from ..runtime import available_cpus
@@ -20,7 +21,6 @@ from ..state import Lifecycle, ModelState, Status
 from ..statistics import Statistics, Stopwatch
 from .bulk import BulkEmbedding
 from .calls import Calls, OnBusy, OnCall
-from .contract import ModelContract
 from .loaded import Inputs, LoadedModel
 from .loader import Loader, LoadOptions
 from .loading import Job, Loading, Session

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._signature import ModelContract, read_contract
 from ..runtime import Program, set_thread_count
 from ..spec import ModelSpec, Preprocessing
-from .contract import ModelContract, read_contract
 from .files import ModelFiles
 from .replicas import Replicas
 from .text_inputs import TextInputs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from .._probe import probe_once
 from ..errors import InvalidConfig, NotActive
 from ..folders import cache_folder
 from ..registry import local_path
@@ -17,7 +18,6 @@ from ..state import Lifecycle, Status
 from ..threads import BlockingCall
 from .files import ModelFiles, local_files
 from .loaded import LoadedModel
-from .probe import probe_once
 
 if TYPE_CHECKING:
     import httpx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from .._probe import probe
 from ..errors import InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
 from ..registry import local_file
 from ..resources import Cache, CachedFile, DownloadControl, Fetcher, Lease, Progress, Resource
@@ -12,7 +13,6 @@ from ..spec import ModelSpec
 from ..state import Lifecycle, Status
 from ..threads import BlockingCall
 from .files import ModelFiles
-from .probe import probe
 
 __all__ = ["RemoteModel", "model_resources"]
 

@@ -8,11 +8,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .._signature import ModelContract
 from ..errors import ExecutorchError, InvalidProgram, TokenizerError, shorten
 from ..runtime import Program
 from ..spec import ModelSpec
 from ..tokenize import Tokenizer, Tokens
-from .contract import ModelContract
 from .files import ModelFiles
 
 __all__ = ["TextInputs"]

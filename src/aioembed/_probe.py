@@ -12,9 +12,9 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from ..errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
-from ..runtime import EXECUTORCH_VERSION, Program, check_program_file
-from ..threads import BlockingCall
+from .errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
+from .runtime import EXECUTORCH_VERSION, Program, check_program_file
+from .threads import BlockingCall
 
 __all__ = ["probe", "probe_once"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ..errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
-from ..runtime import MethodInfo, Program
-from ..spec import (
+from .errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
+from .runtime import MethodInfo, Program
+from .spec import (
     METADATA_METHOD,
     RNE_PREPROCESSING,
     EmbeddingSpace,
