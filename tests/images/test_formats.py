@@ -154,6 +154,23 @@ def test_promise_28_tiff_tags_over_the_same_bytes_are_refused() -> None:
     assert orientation_of(exif) == 1
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("offset", [16, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_promise_38_tiff_offsets_beyond_the_file_are_typed_errors(order: str, offset: int) -> None:
+    mark = b"II" if order == "<" else b"MM"
+    wide = offset.to_bytes(8, "little" if order == "<" else "big")
+    narrow = struct.pack(order + "I", min(offset, 2**32 - 1))
+    big = mark + struct.pack(order + "HHH", 43, 8, 0)
+    entries = [(256, 4, 1), (257, 4, 1), (273, 16, 2)]  # its strips' places lie at the offset
+    size = [struct.pack(order + "HHQQ", *entry, 8) for entry in entries[:2]]
+    strips = struct.pack(order + "HHQ", *entries[2]) + wide
+    directory = struct.pack(order + "QQ", 16, 3) + b"".join(size) + strips + bytes(8)
+    for data in (big + wide, mark + struct.pack(order + "H", 42) + narrow, big + directory):
+        with pytest.raises(AioembedError):
+            decode(data, TRUSTED)
+        assert orientation_of(data) == 1
+
+
 def test_promise_28_in_memory_images_keep_to_the_limits() -> None:
     small = UNTRUSTED.allow(max_pixels=100)
 

@@ -348,3 +348,33 @@ async def test_cancelling_a_fetch_ends_it(web: Web) -> None:
     with anyio.move_on_after(0.1) as scope:
         await get("http://good.example/never-answered")  # type: ignore[misc]
     assert scope.cancelled_caught
+
+
+IMPOSSIBLE_PORTS = ["0", "65536", "99999", "-1", "0x50", "80a", "1e3", "9" * 400]
+IMPOSSIBLE_HOSTS = [
+    *("xn--n3h.invalid", "xn--", "xn--a", "xn--a.example", "xn--ü.example", "☃.invalid"),
+    *("a" * 64 + ".example", ".".join(["a" * 60] * 6), "a..b", ".", "..", "*", "0x", "1.2.3.4.5"),
+    *("\ud800.example", "\u200d.example", "[::1", "[]", "[v1.a]", "[1:2:3]", "999.1.1.1"),
+]
+
+
+@pytest.mark.parametrize("policy", [SourcePolicy.trusted(), UNTRUSTED], ids=["trusted", "not"])
+@pytest.mark.parametrize("own_client", [False, True])
+@pytest.mark.parametrize("redirected", [False, True])
+async def test_promise_38_impossible_ports_and_hosts_are_typed_errors(
+    policy: SourcePolicy, own_client: bool, redirected: bool
+) -> None:
+    async with serving() as web, httpx.AsyncClient() as client:
+        get, _ = fetching(web, policy=policy)
+        for place in (*IMPOSSIBLE_HOSTS, *(f"good.example:{port}" for port in IMPOSSIBLE_PORTS)):
+            url = f"http://{place}/cat.png"
+            if redirected:
+                web.answers["/to"] = (
+                    b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+                    + url.encode("utf-8", "surrogatepass")
+                    + b"\r\n\r\n"
+                )
+                own = own_client and policy.private_addresses
+                url = f"http://127.0.0.1:{web.port}/to" if own else "http://good.example/to"
+            with pytest.raises((SourceRefused, ImageFetchFailed)):
+                await get(url, http_client=client if own_client else None)  # type: ignore[misc]

@@ -142,7 +142,8 @@ def open_encoded(data: bytes, policy: SourcePolicy) -> EncodedImage:
     """
     check_bytes(len(data), policy)
     name = image_format(data, policy)
-    container = walk(data, name)
+    with _as_decode_error(name):
+        container = walk(data, name)
     if container.size is not None:
         check_size(container.size, policy)
     with _as_decode_error(name):

@@ -56,7 +56,8 @@ async def fetch(
             f"{shown(request_url)}: fetching took longer than {policy.timeout:g} s, the source "
             "policy's timeout: allow more with SourcePolicy.allow(timeout=...)"
         ) from exc
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as exc:
+        # UnicodeError: a host that IDNA refuses, in a redirect or on the way to a resolver.
         reason = str(exc) or type(exc).__name__
         raise ImageFetchFailed(f"{shown(request_url)}: {reason}") from exc
 

@@ -15,6 +15,7 @@ from .policy import SourcePolicy
 __all__ = ["Endpoint", "check_url", "parse_url", "refused", "shown"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PORTS = range(1, 65_536)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
@@ -80,7 +81,10 @@ def check_url(url: httpx.URL, policy: SourcePolicy) -> Endpoint:
         raise refused(f"{shown(url)}: a user name or password in the URL", "credentials", hint)
     host = url.raw_host.decode("ascii").lower().removesuffix(".")
     _check_host(url, host, policy)
-    port = url.port or _DEFAULT_PORTS[url.scheme]
+    port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+    if port not in _PORTS:
+        what = f"{shown(url)}: no server can have port {port}"
+        raise refused(what, "malformed", f"a port is a number from 1 to {_PORTS[-1]}")
     if policy.ports is not None and port not in policy.ports:
         hint = "allow with SourcePolicy.allow(ports=...)"
         raise refused(f"{shown(url)}: port {port}", "ports", hint)
@@ -93,13 +97,22 @@ def _check_host(url: httpx.URL, host: str, policy: SourcePolicy) -> None:
         raise refused(what, "malformed", "write an address as four numbers or as IPv6")
     if parse_address(host) is None and not _NAME.fullmatch(host):
         raise refused(f"{shown(url)}: no host name", "malformed", "write https://host/path")
-    names = {host, url.host.lower().removesuffix(".")}
+    names = {host, _in_unicode(url).lower().removesuffix(".")}
     if _matches(names, policy.deny_hosts):
         hint = "allow with SourcePolicy.allow(deny_hosts=...)"
         raise refused(f"{shown(url)}: a denied host", "deny_hosts", hint)
     if policy.allow_hosts is not None and not _matches(names, policy.allow_hosts):
         hint = "allow with SourcePolicy.allow(allow_hosts=...)"
         raise refused(f"{shown(url)}: a host that is not listed", "allow_hosts", hint)
+
+
+def _in_unicode(url: httpx.URL) -> str:
+    try:
+        return url.host
+    except (
+        UnicodeError
+    ):  # punycode outside of IDNA 2008, as emoji are: DNS may have it all the same
+        return url.raw_host.decode("ascii")
 
 
 def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:

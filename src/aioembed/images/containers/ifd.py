@@ -36,7 +36,7 @@ def first_ifd(data: bytes) -> dict[int, Entry]:
         return {}
     try:
         return _read(data, order)
-    except struct.error:
+    except (struct.error, OverflowError):  # an offset that no file of this length has
         return {}
 
 
