@@ -55,7 +55,7 @@ async def index_folder(
 
 
 def command(folder: Path, index_file: Path, model: str) -> list[str]:
-    index = [sys.executable, "-m", "aioembed", "index", str(folder.absolute())]
+    index = [sys.executable, "-P", "-m", "aioembed", "index", str(folder.absolute())]
     options = ["--index", str(index_file), "--model", model, "--format", "jsonl"]
     return [*giving_way(), *index, *options]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 
+from ._child import python_child
 from .errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
 from .runtime import EXECUTORCH_VERSION, Program, check_program_file
 from .threads import BlockingCall
@@ -22,7 +23,7 @@ _logger = logging.getLogger("aioembed.handle")
 
 _SECONDS = 300.0
 _TYPED_ERROR = 3
-_CHILD = f"import sys; from {__name__} import try_program; sys.exit(try_program(sys.argv[1]))"
+_CHILD = f"{__name__}:try_program"
 
 
 async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
@@ -36,10 +37,10 @@ async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
         InvalidProgram: The runtime refused the program; the message is the child's.
         ProbeFailed: The child crashed, or took too long.
     """
-    command = [sys.executable, "-c", _CHILD, str(path)]
+    command, environment = await BlockingCall(partial(python_child, _CHILD, str(path))).run()
     try:
         with anyio.fail_after(seconds):
-            child = await anyio.run_process(command, check=False)
+            child = await anyio.run_process(command, check=False, env=environment)
     except TimeoutError as exc:
         raise ProbeFailed(
             f"the program {shorten(path)} did not end its trial run within {seconds:g} s"

@@ -182,11 +182,16 @@ def test_network_settings_that_cannot_work_are_broken(
     assert words in check["advice"]
 
 
+def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    command = ([sys.executable, "-c", code], dict(os.environ))
+    monkeypatch.setattr(checkup, "python_child", lambda _function: command)
+
+
 def test_a_trial_that_kills_its_process_is_explained(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suicide = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
-    monkeypatch.setattr(checkup, "_COMMAND", (sys.executable, "-c", suicide))
+    run_instead(monkeypatch, suicide)
     check = examine(invoke)["embedding"]
     assert check["verdict"] == "BROKEN"
     assert "SIGILL" in check["found"]
@@ -196,7 +201,7 @@ def test_a_trial_that_kills_its_process_is_explained(
 def test_a_trial_that_raises_is_told_by_its_last_line(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkup, "_COMMAND", (sys.executable, "-c", "import no_such_module"))
+    run_instead(monkeypatch, "import no_such_module")
     check = examine(invoke)["embedding"]
     assert check["verdict"] == "BROKEN"
     assert "no_such_module" in check["found"]
@@ -204,7 +209,7 @@ def test_a_trial_that_raises_is_told_by_its_last_line(
 
 def test_a_trial_without_end_is_given_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "import threading; threading.Event().wait()"
-    monkeypatch.setattr(checkup, "_COMMAND", (sys.executable, "-c", endless))
+    run_instead(monkeypatch, endless)
     monkeypatch.setattr(checkup, "_SECONDS", 0.2)
     assert "did not end within 0.2 s" in examine(invoke)["embedding"]["found"]
 

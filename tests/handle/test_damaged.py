@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from aioembed import GIST_512, ImageEmbeddings, Status
 from aioembed import _probe as probing
+from aioembed._child import python_child
 from aioembed.errors import AioembedError, IntegrityError, ProbeFailed
 from aioembed.registry import local_path
 
@@ -99,6 +103,48 @@ async def test_promise_25_a_local_program_that_kills_its_child_is_an_error_here(
         with pytest.raises(ProbeFailed, match="SIGBUS"):
             await model.load()
         assert model.state.status is Status.FAILED
+
+
+_IN_ANOTHER_FOLDER = """
+import os, sys
+import anyio
+import aioembed
+
+async def main():
+    os.chdir(sys.argv[1])
+    sys.path.insert(0, "")  # as an interactive session has it
+    async with aioembed.ImageEmbeddings(sys.argv[2], cache_dir=sys.argv[3]) as model:
+        await model.load()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("module", ["numpy", "random", "aioembed", "sitecustomize"])
+def test_the_trial_imports_nothing_from_the_current_folder(tmp_path: Path, module: str) -> None:
+    """A file that came with a program is not executed, and an innocent one is in nobody's way."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / f"{module}.py").write_text("open('EXECUTED', 'w'); raise ImportError('not this one')")
+    (folder / "model.pte").write_bytes(whole())
+    arguments = [str(folder), "./model.pte", str(tmp_path / "cache")]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(["", *sys.path])  # an empty entry: wherever you are
+    command = [sys.executable, "-P", "-c", _IN_ANOTHER_FOLDER, *arguments]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+    assert not (folder / "EXECUTED").exists()
+
+
+def test_the_trial_imports_what_this_process_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child gets `sys.path`, relative entries made absolute, however it came about."""
+    (tmp_path / "only_here.py").write_text("def answer(): return 42")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path.name, ""])
+    command, environment = python_child("only_here:answer")
+    child = subprocess.run(command, check=False, env=environment, cwd="/")
+    assert child.returncode == 42
 
 
 @pytest.mark.parametrize("number", range(0, 60, 7))

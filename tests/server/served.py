@@ -30,9 +30,9 @@ class Server:
 
 
 @contextmanager
-def served(*arguments: object) -> Iterator[Server]:
+def served(*arguments: object, program: tuple[str, ...] = ("-m", "aioembed")) -> Iterator[Server]:
     """Run `aioembed serve` on a free port; stopped at the end at the latest."""
-    command = [sys.executable, "-m", "aioembed", "serve", "--port", "0", *map(str, arguments)]
+    command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     try:
         assert process.stderr is not None

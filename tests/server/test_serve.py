@@ -22,6 +22,7 @@ import uvicorn
 from aioembed.integrations.starlette import serving
 
 from .conftest import Server, picture, wait_ready
+from .served import served
 
 Start = Callable[..., Server]
 
@@ -144,12 +145,23 @@ def test_threads_that_compute_are_nicer_than_the_one_that_answers(start_server: 
 
 
 @pytest.mark.slow
-def test_workers_share_one_port_and_stop_together(start_server: Start) -> None:
-    server = start_server("--workers", "2")
-    wait_ready(server.url)
-    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": DATA_URI}, timeout=60)
-    assert answer.status_code == 200
-    assert server.stop() == 0
+def test_workers_share_one_port_and_stop_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They import nothing from the folder that the server was started in."""
+    command = tmp_path / "bin" / "aioembed"
+    command.parent.mkdir()
+    command.write_text(
+        "if __name__ == '__main__':\n    from aioembed.cli import main\n    main()\n"
+    )
+    (tmp_path / "socket.py").write_text("open('EXECUTED', 'w'); raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    with served("--workers", "2", program=(str(command),)) as server:
+        wait_ready(server.url)
+        answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": DATA_URI}, timeout=60)
+        assert answer.status_code == 200
+        assert server.stop() == 0
+    assert not (tmp_path / "EXECUTED").exists()
 
 
 def test_replicas_serve_as_one_model(start_server: Start) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from anyio import to_thread
 
 from aioembed import GIST_512, ImageEmbeddings
+from aioembed._child import python_child
 from aioembed.errors import AioembedError
 from aioembed.resources import Cache
 
@@ -25,8 +26,7 @@ __all__ = ["examine"]
 _SIDE = 64
 _LENGTH_TOLERANCE = 1e-3
 _SECONDS = 120.0
-_CHILD = f"from {__name__} import report_trial; report_trial()"
-_COMMAND = (sys.executable, "-c", _CHILD)
+_CHILD = f"{__name__}:report_trial"
 _SEE_ABOVE = "if no line above says why, install again: pip install --force-reinstall aioembed"
 
 
@@ -51,9 +51,10 @@ async def examine() -> list[Check]:
 
 async def _embedding() -> Check:
     """Embed noise with the embedded model, where a crash is a finding."""
+    command, environment = await to_thread.run_sync(python_child, _CHILD)
     try:
         with anyio.fail_after(_SECONDS):
-            child = await anyio.run_process(_COMMAND, check=False)
+            child = await anyio.run_process(command, check=False, env=environment)
     except TimeoutError:
         return _broken(f"did not end within {_SECONDS:g} s", _SEE_ABOVE)
     if child.returncode < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -54,6 +55,8 @@ def serve_with_workers(options: ServerOptions, listener: socket.socket, workers:
 
 
 def _start(options: ServerOptions, listener: socket.socket) -> SpawnProcess:
+    # multiprocessing starts `python -c`, which imports from the current folder otherwise
+    os.environ["PYTHONSAFEPATH"] = "1"
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(options, listener))
     process.start()
     return process
