@@ -6,7 +6,15 @@ import hashlib
 import math
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import InvalidConfig
 
@@ -20,6 +28,7 @@ __all__ = [
     "Precision",
     "Preprocessing",
     "ProgramMetadata",
+    "Tokenization",
 ]
 
 METADATA_METHOD = "aioembed_metadata"
@@ -175,6 +184,19 @@ class EmbeddingSpace(_Frozen):
         return cls(base=digest, precision=precision)
 
 
+class Tokenization(_Frozen):
+    """How a text becomes a program's token ids where a `tokenizer.json` alone does not say it.
+
+    Attributes:
+        lowercase: Whether the text is lower-cased before it is tokenised.
+        pad_id: Fills the ids behind the end of text up to the context length, and is read: the
+            program has no mask.
+    """
+
+    lowercase: bool
+    pad_id: NonNegativeInt
+
+
 class ProgramMetadata(_Frozen):
     """What a program exported here says of itself.
 
@@ -189,9 +211,13 @@ class ProgramMetadata(_Frozen):
         preprocessing: Of images. In a text program: that of the image tower it goes with.
         context_length: Most tokens a text program takes, special tokens included.
         tokenizer_sha256: Of the `tokenizer.json` a text program was exported with.
+        tokenization: Of a text program whose texts are padded, as SigLIP's are; None where they
+            are not, as with CLIP.
         weights_sha256: Fingerprint of the checkpoint.
         precision: Of the weights.
-        logit_scale: CLIP's factor on cosine similarities before the softmax.
+        logit_scale: Factor on cosine similarities before the softmax or sigmoid.
+        logit_bias: Added after the factor. A checkpoint that has one was trained with a sigmoid
+            per pair of image and text, as SigLIP; the others with a softmax over the texts.
         recipe: Version of the exporter's graph rewrite.
     """
 
@@ -203,9 +229,11 @@ class ProgramMetadata(_Frozen):
     preprocessing: Preprocessing | None = None
     context_length: PositiveInt | None = None
     tokenizer_sha256: str | None = None
+    tokenization: Tokenization | None = None
     weights_sha256: str
     precision: Precision = "fp32"
     logit_scale: float | None = None
+    logit_bias: float | None = None
     recipe: str
 
     @property

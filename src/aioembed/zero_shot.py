@@ -30,7 +30,8 @@ class LabelScore(BaseModel):
 
     Attributes:
         label: In the caller's words.
-        probability: Among the labels that were offered, 0 to 1.
+        probability: Among the labels that were offered, 0 to 1; of this label alone where the
+            model was trained with a sigmoid, as SigLIP.
         similarity: Cosine between the image and the label's prompts, -1 to 1.
     """
 
@@ -45,7 +46,8 @@ class Classification(BaseModel):
     """How well each label fits an image.
 
     Attributes:
-        scores: In the order of the labels; the probabilities sum to 1.
+        scores: In the order of the labels. The probabilities sum to 1 unless the model was
+            trained with a sigmoid: then each is its label's own, and all may be small.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
@@ -69,15 +71,18 @@ class _EmbeddedLabels:
     vectors: NDArray[np.float32]
     space: EmbeddingSpace
     logit_scale: float | None
+    logit_bias: float | None
 
 
 class ZeroShotClassifier:
-    """Tells which of some labels fits an image, by CLIP's image and text towers.
+    """Tells which of some labels fits an image, by a model's image and text towers.
 
     The labels' embeddings are made in the first call and kept. As in the CLIP paper (Radford et
     al., 2021, section 3.1.4), a label's embedding is the mean over its prompts' embeddings,
     brought to length 1, and the probabilities are the softmax over the cosine similarities times
-    the model's `logit_scale`.
+    the model's `logit_scale`. A model that has a `logit_bias` was trained with a sigmoid per pair
+    of image and text (Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023): each
+    probability is the sigmoid of its own similarity times the scale, plus the bias.
 
     Args:
         labels: At least one, none twice.
@@ -133,7 +138,11 @@ class ZeroShotClassifier:
         labels = await self._embedded_labels()
         _check_compatible(self._image_model.space, labels.space)
         similarities = np.clip(labels.vectors @ vector, -1.0, 1.0)
-        probabilities = _softmax(self._scale(labels) * similarities.astype(np.float64))
+        logits = self._scale(labels) * similarities.astype(np.float64)
+        if labels.logit_bias is None:
+            probabilities = _softmax(logits)
+        else:
+            probabilities = _sigmoid(logits + labels.logit_bias)
         return Classification(
             scores=tuple(
                 LabelScore(label=label, probability=float(p), similarity=float(s))
@@ -155,6 +164,7 @@ class ZeroShotClassifier:
                     vectors=np.stack(vectors),
                     space=self._text_model.space,
                     logit_scale=metadata.logit_scale if metadata else None,
+                    logit_bias=metadata.logit_bias if metadata else None,
                 )
         return self._embedded
 
@@ -222,6 +232,11 @@ def _check_compatible(image: EmbeddingSpace, text: EmbeddingSpace) -> None:
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max())
     probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))
     return probabilities
 
 

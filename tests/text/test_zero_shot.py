@@ -66,6 +66,22 @@ async def test_probabilities_are_the_softmax_of_the_scaled_cosines(
     assert ranked == sorted(ranked, reverse=True)
 
 
+async def test_a_model_with_a_bias_gives_each_label_its_own_sigmoid(
+    models: Models, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    softmax = await classify(picture, _LABELS, **models)
+    trained = models["text_model"].metadata.model_copy(update={"logit_bias": -12.5})
+    monkeypatch.setattr(TextEmbeddings, "metadata", property(lambda _model: trained))
+
+    result = await classify(picture, _LABELS, **models)
+
+    cosines = np.array([score.similarity for score in result.scores])
+    expected = 1 / (1 + np.exp(12.5 - 25.0 * cosines))
+    assert [score.probability for score in result.scores] == pytest.approx(expected, abs=1e-9)
+    assert sum(score.probability for score in result.scores) < 0.9
+    assert result.best.label == softmax.best.label
+
+
 async def test_several_prompts_count_by_their_normalised_mean(
     models: Models, picture: NDArray[np.uint8]
 ) -> None:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from .._signature import ModelContract
 from ..errors import ExecutorchError, InvalidProgram, TokenizerError, shorten
 from ..runtime import Program
-from ..spec import ModelSpec
+from ..spec import ModelSpec, Tokenization
 from ..tokenize import Tokenizer, Tokens
 from .files import ModelFiles
 
 __all__ = ["TextInputs"]
 
 _CLIP_CONTEXT_LENGTH = 77
+_CLIP_SPECIAL_TOKENS = 2
 _SHORTEST = 2
 
 
@@ -30,12 +31,14 @@ class TextInputs:
         limit: Most tokens that the model reads, special ones included.
         length: How many tokens the program takes; None where any number up to the limit.
         dtypes: Of the program's inputs: the ids and, where there are two, the attention mask.
+        tokenization: Where texts are padded and all of the padding is read; None with CLIP.
     """
 
     tokenizer: Tokenizer
     limit: int
     length: int | None
     dtypes: tuple[str, ...]
+    tokenization: Tokenization | None = None
 
     @classmethod
     def load(
@@ -57,11 +60,23 @@ class TextInputs:
             )
         sha256 = metadata.tokenizer_sha256 if metadata else None
         context_length = metadata.context_length if metadata else None
+        tokenization = metadata.tokenization if metadata else None
+        tokenizer = Tokenizer.load(
+            files.tokenizer,
+            sha256=sha256 or spec.tokenizer_sha256,
+            lowercase=tokenization is not None and tokenization.lowercase,
+        )
+        if tokenization is None and tokenizer.special_tokens != _CLIP_SPECIAL_TOKENS:
+            raise TokenizerError(
+                f"{shorten(files.tokenizer)} puts no start in front of a text, as CLIP's does: it "
+                f"does not belong to {shorten(spec.name)}"
+            )
         text = cls(
-            tokenizer=Tokenizer.load(files.tokenizer, sha256=sha256 or spec.tokenizer_sha256),
+            tokenizer=tokenizer,
             limit=min(ids.shape[1], context_length or _CLIP_CONTEXT_LENGTH),
             length=None if ids.dynamic else ids.shape[1],
             dtypes=tuple(info.dtype for info in contract.forward.inputs),
+            tokenization=tokenization,
         )
         text.try_on(program)
         return text
@@ -69,13 +84,15 @@ class TextInputs:
     def encode(self, text: str) -> Tokens:
         """Return a text's tokens, at most as many as the model reads.
 
-        They end with the first end of text, which is the token that CLIP pools; there is another
-        behind it in texts that spell `<|endoftext|>` out.
+        CLIP's end with the first end of text, which is the token that CLIP pools; there is
+        another behind it in texts that spell `<|endoftext|>` out.
 
         Raises:
             InvalidUserInput: As `Tokenizer.encode`.
         """
         tokens = self.tokenizer.encode(text, limit=self.limit)
+        if self.tokenization is not None:
+            return tokens
         first_end = int(np.argmax(tokens.ids == tokens.ids[-1]))
         return Tokens(tokens.ids[: first_end + 1], tokens.count)
 
@@ -83,10 +100,12 @@ class TextInputs:
         """Return the program's inputs `(1, n)`: the ids and, where it wants one, their mask.
 
         The mask is 1 where the id is not 0, as the React Native hook has it. A program of one
-        length gets zeros behind the end of text, which CLIP's causal attention never reads.
+        length gets zeros behind the end of text, which CLIP's causal attention never reads, or
+        the model's own padding.
         """
         padding = self.length - len(ids) if self.length else 0
-        row = np.pad(ids, (0, padding))[np.newaxis]
+        filler = self.tokenization.pad_id if self.tokenization else 0
+        row = np.pad(ids, (0, padding), constant_values=filler)[np.newaxis]
         return tuple(
             np.ascontiguousarray(values, dtype=dtype)
             for values, dtype in zip((row, row != 0), self.dtypes, strict=False)

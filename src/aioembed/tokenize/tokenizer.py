@@ -22,6 +22,7 @@ MAX_CHARACTERS = 100_000
 """Longest text that is tokenised at all: far beyond what any model reads, and still quick."""
 
 _SPECIAL_TOKENS = 2
+"""Most that a model puts around a text: CLIP a start and an end, SigLIP an end alone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +30,8 @@ class Tokens:
     """The tokens of a text.
 
     Attributes:
-        ids: int64 `(n,)`: start of text, the text's tokens up to the limit, end of text.
+        ids: int64 `(n,)`: start of text (where the model has one), the text's tokens up to the
+            limit, end of text.
         count: Tokens of the whole text, special ones included; more than `n` where it was cut.
     """
 
@@ -43,24 +45,34 @@ class Tokenizer:
     Attributes:
         path: Of the `tokenizer.json`.
         largest_id: No text has a token with a larger id.
+        special_tokens: 2 where a start and an end are put around a text, 1 where an end alone.
     """
 
     path: Path
     largest_id: int
+    special_tokens: int
 
     def __init__(self, path: Path, native: NativeTokenizer) -> None:
         self.path = path
         self._native = native
         special = native.encode("").ids
-        if len(special) != _SPECIAL_TOKENS:
+        if not 1 <= len(special) <= _SPECIAL_TOKENS:
             raise TokenizerError(
-                f"{shorten(path)} puts {len(special)} special tokens around a text, not start "
-                "and end of text: it does not belong to a CLIP model, or has no post-processor"
+                f"{shorten(path)} puts {len(special)} special tokens around a text, not an end of "
+                "text and maybe a start: it belongs to a model of another kind, or has no "
+                "post-processor"
             )
+        self.special_tokens = len(special)
         self.largest_id = max(*special, native.get_vocab_size() - 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, sha256: str | None = None) -> Self:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        lowercase: bool = False,
+    ) -> Self:
         """Read a `tokenizer.json`. Blocks: use a worker thread.
 
         The file's own truncation and padding are ignored.
@@ -68,10 +80,11 @@ class Tokenizer:
         Args:
             path: Of the file.
             sha256: What the file's hash must be, as 64 hexadecimal digits.
+            lowercase: Lower-case every text first, whatever the file says.
 
         Raises:
             TokenizerError: The file cannot be read, has another hash, is no tokenizer, or does
-                not put a start and an end around a text.
+                not put an end behind a text.
             MissingExtra: `tokenizers` is not installed.
         """
         location = Path(path)
@@ -82,7 +95,10 @@ class Tokenizer:
                 f"{shorten(location)} has sha256 {found[:12]}…, but the model was made with "
                 f"{sha256[:12]}…: it is another model's tokenizer, or a damaged file"
             )
-        return cls(location, _parse(location, data))
+        native = _parse(location, data)
+        if lowercase:
+            _lower_first(native)
+        return cls(location, native)
 
     def encode(self, text: str, *, limit: int) -> Tokens:
         """Return a text's tokens, at most `limit`, the end of text always among them.
@@ -128,6 +144,15 @@ def _parse(path: Path, data: bytes) -> NativeTokenizer:
     native.no_truncation()
     native.no_padding()
     return native
+
+
+def _lower_first(native: NativeTokenizer) -> None:
+    from tokenizers import normalizers  # noqa: PLC0415
+
+    steps = [normalizers.Lowercase()]
+    if native.normalizer is not None:
+        steps.append(native.normalizer)
+    native.normalizer = normalizers.Sequence(steps)
 
 
 def _checked(text: object) -> str:

@@ -169,7 +169,7 @@ class LabelScore(_Response):
 
 
 class ClassifyResponse(_Response):
-    """How well each label fits, the best first; the probabilities sum to 1."""
+    """How well each label fits, the best first; of a softmax model the probabilities sum to 1."""
 
     object: Literal["classification"] = "classification"
     model: str
