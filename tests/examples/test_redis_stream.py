@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ if shutil.which("redis-server") is None:
     pytest.skip("needs redis-server", allow_module_level=True)
 
 from local_redis import LocalRedis, local_redis
-from redis_stream import Consumer, Settings, connect
+from redis.asyncio import Redis as AsyncRedis
+from redis_stream import Consumer, Message
 from sample_images import draw
 
 from aioembed.index import EmbeddingIndex
@@ -64,19 +66,34 @@ def produce(client: Any, count: int) -> tuple[set[str], set[str]]:
     return images, poison
 
 
+class Observed(Consumer):
+    """A consumer that reports each outcome as it comes."""
+
+    def observe(self, callback: Callable[[str, str], object]) -> Observed:
+        self.callback = callback
+        return self
+
+    def count(self, outcome: str, message: Message, reason: object = "") -> None:
+        super().count(outcome, message, reason)
+        if callback := getattr(self, "callback", None):
+            callback(outcome, message.key)
+
+
 @asynccontextmanager
-async def consumer_of(
-    server: LocalRedis, index: Path, settings: Settings, on_settled: Any = lambda *_: None
-) -> AsyncIterator[Consumer]:
-    async with connect(server.url) as connected, ImageEmbeddings(GIST_512) as model:
+async def consumer_of(server: LocalRedis, index: Path, **options: Any) -> AsyncIterator[Observed]:
+    async with (
+        AsyncRedis.from_url(server.url, socket_timeout=10) as connected,
+        ImageEmbeddings(GIST_512) as model,
+    ):
         await model.load()
         async with EmbeddingIndex(index, space=model.space) as vectors:
-            yield Consumer(connected, model, vectors, settings, on_settled)
+            yield Observed(connected, model, vectors, **options)
 
 
-async def consume(server: LocalRedis, index: Path, **settings: Any) -> dict[str, int]:
-    async with consumer_of(server, index, Settings(until_empty=True, **settings)) as consumer:
-        await consumer.run()
+async def consume(server: LocalRedis, index: Path, **options: Any) -> dict[str, int]:
+    async with consumer_of(server, index, until_empty=True, **options) as consumer:
+        with anyio.fail_after(120):
+            await consumer.run()
     return dict(consumer.totals)
 
 
@@ -103,10 +120,10 @@ def assert_all_settled(client: Any, poison: set[str]) -> None:
     assert all(b"ImageDecodeError" in letter[b"reason"] for letter in dead_letters(client))
 
 
-def consume_until_killed(server: LocalRedis, index: Path, name: str, after: int) -> int:
+def consume_until_killed(server: LocalRedis, index: Path, after: int) -> int:
     """Run a consumer, SIGKILL it when it has settled so many, and return how many it printed."""
-    arguments = ("consume", "--redis", server.url, "--index", index, "--name", name)
-    with start("redis_stream.py", *arguments, "--idle", "3", "--verbose") as process:
+    arguments = ("consume", "--redis", server.url, "--index", index, "--idle", "3")
+    with start("redis_stream.py", *arguments) as process:
         assert process.stdout is not None
         for _ in range(after):
             assert process.stdout.readline()
@@ -126,17 +143,17 @@ async def test_killed_consumers_lose_nothing_and_double_nothing(
     images, poison = produce(client, count)
     index, chance, settled = tmp_path / "vectors.db", random.Random(8), 0
     for _ in range(kills):
-        name, after = chance.choice(["one", "two"]), chance.randint(1, most)
-        settled += await anyio.to_thread.run_sync(consume_until_killed, server, index, name, after)
+        after = chance.randint(1, most)
+        settled += await anyio.to_thread.run_sync(consume_until_killed, server, index, after)
     assert settled < count + kills
     print(f"{kills} consumers killed, {settled} of {count} settled by them")
-    await consume(server, index, name="two", idle=3)
+    await consume(server, index, idle=3)
     assert_all_settled(client, poison)
     await assert_stored(index, images)
 
 
 async def test_a_redis_that_dies_and_comes_back_is_waited_for(
-    server: LocalRedis, client: Any, tmp_path: Path
+    server: LocalRedis, client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, poison = produce(client, 200)
     dies = anyio.Event()
@@ -146,16 +163,17 @@ async def test_a_redis_that_dies_and_comes_back_is_waited_for(
             server.kill()
             dies.set()
 
-    settings = Settings(until_empty=True, idle=2)
+    options = {"until_empty": True, "idle": 2}
     async with (
-        consumer_of(server, tmp_path / "vectors.db", settings, tell) as consumer,
+        consumer_of(server, tmp_path / "vectors.db", **options) as consumer,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(consumer.run)
+        tasks.start_soon(consumer.observe(tell).run)
         await dies.wait()
         with pytest.raises(redis.ConnectionError):
             client.ping()
         await anyio.to_thread.run_sync(server.start)
+    assert "Redis is away, trying again: " in capsys.readouterr().out
     assert_all_settled(client, poison)
     await assert_stored(tmp_path / "vectors.db", images)
 
@@ -171,11 +189,11 @@ async def test_a_redis_that_comes_back_empty_gets_its_group_again(
             client.flushall()
             later.add(client.xadd("images", {"bytes": draw(1)}).decode())
         elif key in later:
-            consumer.stop()
+            consumer.stopping = True
 
-    async with consumer_of(server, tmp_path / "vectors.db", Settings(), tell) as consumer:
+    async with consumer_of(server, tmp_path / "vectors.db") as consumer:
         with anyio.fail_after(60):
-            await consumer.run()
+            await consumer.observe(tell).run()
     async with EmbeddingIndex(tmp_path / "vectors.db") as index:
         assert later <= set(await index.keys())
 
@@ -184,33 +202,19 @@ async def test_two_consumers_share_a_stream(
     server: LocalRedis, client: Any, tmp_path: Path
 ) -> None:
     images, poison = produce(client, 200)
-    index, settled = tmp_path / "vectors.db", list[str]()
-
-    def consume_beside_another(name: str) -> None:
-        arguments = ("--redis", server.url, "--index", index, "--name", name, "--until-empty")
-        settled.append(run("redis_stream.py", "consume", *arguments))
-
+    index = tmp_path / "vectors.db"
     async with anyio.create_task_group() as tasks:
         for name in ("one", "two"):
-            tasks.start_soon(anyio.to_thread.run_sync, consume_beside_another, name)
-    assert all("stored" in printed for printed in settled)
+            tasks.start_soon(partial(consume, server, index, name=name))
     assert_all_settled(client, poison)
     await assert_stored(index, images)
-
-
-async def test_a_redis_that_stays_away_ends_the_consumer(
-    server: LocalRedis, tmp_path: Path
-) -> None:
-    server.stop()
-    with pytest.raises(redis.ConnectionError):
-        await consume(server, tmp_path / "vectors.db", patience=0.2)
 
 
 async def test_a_terminated_consumer_finishes_what_it_has(
     server: LocalRedis, client: Any, tmp_path: Path
 ) -> None:
     produce(client, 300)
-    arguments = ("--redis", server.url, "--index", tmp_path / "vectors.db", "--verbose")
+    arguments = ("--redis", server.url, "--index", tmp_path / "vectors.db")
 
     def terminate() -> list[str]:
         with start("redis_stream.py", "consume", *arguments) as process:
@@ -235,22 +239,16 @@ async def test_what_is_malformed_is_a_dead_letter_with_its_reason(
 ) -> None:
     wrong: list[dict[Any, Any]] = [
         {"key": "nothing", "note": "hello"},
-        {"key": "two", "path": "a.png", "url": "https://example.org/a.png"},
+        {"key": "two", "bytes": draw(1), "uri": "https://example.org/a.png"},
         {"key": "empty", "bytes": b""},
-        {"key": "scheme", "url": "gopher://example.org/a.png"},
-        {"key": "text", "url": b"\xff\xfe"},
-        {"key": "nul", "path": b"a\x00b"},
-        {"key": "missing", "path": tmp_path / "missing.png"},
+        {"key": "scheme", "uri": "gopher://example.org/a.png"},
+        {"key": "relative", "uri": "photos/a.png"},
+        {"key": "text", "uri": b"\xff\xfe"},
+        {"key": "nul", "uri": b"file:///a\x00b"},
         {b"key": b"\xff", "bytes": b"no image"},
     ]
     for fields in wrong:
-        client.xadd(
-            "images",
-            {
-                key: str(value) if isinstance(value, Path) else value
-                for key, value in fields.items()
-            },
-        )
+        client.xadd("images", fields)
     assert await consume(server, tmp_path / "vectors.db") == {"dead": len(wrong)}
     letters = dead_letters(client)
     assert {letter[b"key"] for letter in letters} == {
@@ -281,9 +279,41 @@ async def test_an_image_that_cannot_be_fetched_yet_is_tried_again(
         return Reply(200 if len(images.requests) > 1 else 503, body=draw(1))
 
     async with LoopbackServer(reply) as images:
-        client.xadd("images", {"key": "late", "url": f"{images.origin}/late.png"})
+        client.xadd("images", {"key": "late", "uri": f"{images.origin}/late.png"})
         totals = await consume(server, tmp_path / "vectors.db", idle=0.3)
     assert totals == {"postponed": 1, "stored": 1}
+
+
+async def test_a_file_that_is_not_there_yet_is_tried_again_before_it_is_dead(
+    server: LocalRedis, client: Any, tmp_path: Path
+) -> None:
+    late, missing = tmp_path / "late.png", tmp_path / "missing.png"
+    for path in (late, missing):
+        client.xadd("images", {"key": path.name, "uri": path.as_uri()})
+
+    def tell(outcome: str, key: str) -> None:
+        if (outcome, key) == ("postponed", late.name):
+            late.write_bytes(draw(1))
+
+    options = {"until_empty": True, "idle": 0.05, "max_deliveries": 3}
+    async with consumer_of(server, tmp_path / "vectors.db", **options) as consumer:
+        with anyio.fail_after(60):
+            await consumer.observe(tell).run()
+    assert consumer.totals == {"postponed": 4, "stored": 1, "dead": 1}
+    [letter] = dead_letters(client)
+    assert (letter[b"key"], letter[b"reason"]) == (b"missing.png", b"not settled in 3 deliveries")
+
+
+async def test_a_consumer_in_another_folder_finds_what_was_produced(
+    server: LocalRedis, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a b.jpg").write_bytes(draw(1))
+    monkeypatch.chdir(tmp_path)
+    arguments = ("produce", "--redis", server.url, "--folder", "photos")
+    await anyio.to_thread.run_sync(run, "redis_stream.py", *arguments)
+    monkeypatch.chdir("/")
+    assert await consume(server, tmp_path / "vectors.db") == {"stored": 1}
 
 
 async def test_messages_without_a_key_are_stored_under_their_id(
@@ -291,11 +321,11 @@ async def test_messages_without_a_key_are_stored_under_their_id(
 ) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(draw(1))
-    number = client.xadd("images", {"path": str(picture)})
+    number = client.xadd("images", {"uri": picture.as_uri()})
     await consume(server, tmp_path / "vectors.db")
     await assert_stored(tmp_path / "vectors.db", {number.decode()})
 
 
 async def test_the_demo_runs() -> None:
     printed = await anyio.to_thread.run_sync(run, "redis_stream.py", "demo")
-    assert "190 vectors stored, 10 dead letters" in printed
+    assert "{'dead': 10, 'stored': 190}" in printed

@@ -22,7 +22,7 @@ pytest.importorskip("apsw")
 pytest.importorskip("sqlite_vec")
 
 from sample_images import draw
-from watch_folder import watcher_of
+from watch_folder import watch
 
 from aioembed.index import EmbeddingIndex, SyncReport
 
@@ -66,17 +66,12 @@ def folder(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def watched(folder: Path, index: Path) -> AsyncIterator[Watched]:
-    watched = Watched(folder, index)
-    async with (
-        watched.send,
-        watched.reports,
-        watcher_of(folder, index, watched.send.send_nowait) as watcher,
-        anyio.create_task_group() as tasks,
-    ):
-        tasks.start_soon(watcher.run)
+    watched, stop = Watched(folder, index), anyio.Event()
+    async with watched.send, watched.reports, anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, folder, index, stop, watched.send.send_nowait)
         await watched.until(lambda report: report.total)
         yield watched
-        watcher.stop()
+        stop.set()
 
 
 async def test_the_index_follows_the_folder(folder: Path, tmp_path: Path) -> None:
@@ -123,22 +118,23 @@ async def test_an_index_inside_the_folder_does_not_set_itself_off(folder: Path) 
     assert seen.reports.statistics().current_buffer_used <= 2
 
 
-async def test_what_happened_meanwhile_is_made_up_for_and_sigterm_ends_it(
+async def test_changes_made_while_it_did_not_run_are_found_and_sigterm_ends_it(
     folder: Path, tmp_path: Path
 ) -> None:
-    def watch(expected: str) -> None:
-        arguments = ("watch", folder, "--index", tmp_path / "photos.db")
+    def run_once(expected: str) -> None:
+        arguments = (folder, "--index", tmp_path / "photos.db")
         with start("watch_folder.py", *arguments) as process:
             assert process.stdout is not None
             assert expected in process.stdout.readline()
             process.send_signal(signal.SIGTERM)
         assert process.returncode == 0
 
-    await anyio.to_thread.run_sync(watch, "1 embedded, 0 unchanged, 0 removed")
+    await anyio.to_thread.run_sync(run_once, "1 embedded, 0 unchanged, 0 removed")
     (folder / "before.png").unlink()
     (folder / "meanwhile.png").write_bytes(draw(4))
-    await anyio.to_thread.run_sync(watch, "1 embedded, 0 unchanged, 1 removed")
+    await anyio.to_thread.run_sync(run_once, "1 embedded, 0 unchanged, 1 removed")
 
 
 def test_the_demo_runs() -> None:
-    assert "3.png is complete           1 embedded" in run("watch_folder.py", "demo")
+    last = run("watch_folder.py", "demo").splitlines()[-1]
+    assert last == "0 embedded, 2 unchanged, 1 removed, 0 failed"
