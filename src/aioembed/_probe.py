@@ -13,9 +13,9 @@ import anyio
 import numpy as np
 
 from ._child import python_child
+from ._tasks import BlockingCall
 from .errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
 from .runtime import EXECUTORCH_VERSION, Program, check_program_file
-from .threads import BlockingCall
 
 __all__ = ["probe", "probe_once"]
 

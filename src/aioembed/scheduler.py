@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import anyio
 
+from ._tasks import BlockingCall
 from .errors import InvalidConfig, ModelClosed
-from .threads import BlockingCall
 
 __all__ = ["Scheduler"]
 

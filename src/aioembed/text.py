@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ._tasks import BlockingCall
 from .errors import InvalidConfig
 from .handle import (
     DEFAULT_NICENESS,
@@ -21,7 +22,6 @@ from .handle import (
 from .registry import ModelSource, local_file, local_path, resolve_model
 from .spec import Modality, ModelSpec, Preprocessing
 from .statistics import Stopwatch
-from .threads import BlockingCall
 from .tokenize import Tokens, Truncate, report_truncation
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .._probe import probe_once
+from .._tasks import BlockingCall
 from ..errors import InvalidConfig, NotActive
 from ..folders import cache_folder
 from ..registry import local_path
 from ..spec import ModelSpec, Preprocessing
 from ..state import Lifecycle, Status
-from ..threads import BlockingCall
 from .files import ModelFiles, local_files
 from .loaded import LoadedModel
 

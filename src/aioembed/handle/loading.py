@@ -11,11 +11,11 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from .._tasks import BlockingCall
 from ..errors import AioembedError, DownloadCancelled, ModelClosed
 from ..scheduler import Scheduler
 from ..state import Lifecycle, Status
 from ..statistics import Stopwatch
-from ..threads import BlockingCall
 from .loaded import Inputs, LoadedModel
 
 __all__ = ["Job", "Loading", "Session"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from .._probe import probe
+from .._tasks import BlockingCall
 from ..errors import InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
 from ..registry import local_file
 from ..resources import Cache, CachedFile, DownloadControl, Fetcher, Lease, Progress, Resource
 from ..runtime import check_program_file
 from ..spec import ModelSpec
 from ..state import Lifecycle, Status
-from ..threads import BlockingCall
 from .files import ModelFiles
 
 __all__ = ["RemoteModel", "model_resources"]

@@ -13,10 +13,10 @@ from anyio.lowlevel import RunVar
 from numpy.typing import NDArray
 from PIL import Image
 
+from .._tasks import run_in_thread
 from ..errors import FileReadFailed, ImageDecodeError, InvalidUserInput, shorten
 from ..spec import Preprocessing
 from ..statistics import Stopwatch
-from ..threads import run_in_thread
 from .color import to_rgb
 from .decode import Stored, check_size, open_encoded
 from .files import read_file

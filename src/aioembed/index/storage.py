@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import anyio
 
+from .._tasks import BlockingCall
 from ..errors import InvalidConfig, shorten
-from ..threads import BlockingCall
 from .database import Database
 
 __all__ = ["Storage"]

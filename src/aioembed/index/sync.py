@@ -15,12 +15,12 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from .._tasks import BlockingCall
 from ..errors import AioembedError, FileReadFailed, InvalidUserInput
 from ..handle import Ok
 from ..image import ImageEmbeddings
 from ..images import SourcePolicy
 from ..images.files import read_file
-from ..threads import BlockingCall
 from .database import Database
 from .records import FileRecord, SyncReport
 from .storage import Storage

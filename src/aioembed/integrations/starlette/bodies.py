@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from aioembed.threads import run_in_thread
+from aioembed._tasks import run_in_thread
 
 from .forms import form_fields
 from .limits import ServerLimits
