@@ -7,9 +7,11 @@ AioembedError
 ├── BrokenInstallation            the native module cannot be loaded
 ├── ModelNotLoaded                forward() before anything was loaded
 │   └── ModelClosed               the handle was closed
+├── WrongEventLoop                the handle is open on another event loop
 ├── ModelBusy                     the queue is full, or strict mode and a forward is under way
 ├── ForwardTimeout                no embedding within the caller's timeout
 ├── BatchItemFailed               one item of forward_batch() failed; `index` says which
+├── InternalError                 something that nobody foresaw; the cause says what
 ├── IllegalStateMove              the lifecycle refused a move (a defect of this library)
 ├── InvalidModelSource            the model source is nothing that can be loaded
 │   └── UnknownModel              no model of that name
@@ -59,6 +61,10 @@ Codes are those of the React Native ExecuTorch hook where it has one.
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+from typing import Any
+
 __all__ = [
     "AioembedError",
     "AlreadyOngoing",
@@ -86,6 +92,7 @@ __all__ = [
     "IndexFileError",
     "IndexLocked",
     "IntegrityError",
+    "InternalError",
     "InvalidConfig",
     "InvalidModelOutput",
     "InvalidModelSource",
@@ -111,6 +118,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedImageFormat",
     "WrongDimensions",
+    "WrongEventLoop",
     "shorten",
 ]
 
@@ -135,6 +143,40 @@ class AioembedError(Exception):
     """
 
     code: int = 101
+
+    def __reduce__(self) -> tuple[Callable[..., AioembedError], tuple[Any, ...]]:
+        """Pickle the arguments, the attributes and the causes.
+
+        `BaseException` calls the class with `args`, which are not what every constructor takes,
+        and leaves the causes out.
+        """
+        cause = self.__cause__ or (None if self.__suppress_context__ else self.__context__)
+        cause = cause if cause is None else _picklable(cause)
+        return _unpickled, (type(self), self.args, self.__dict__, cause)
+
+
+def _unpickled(
+    kind: type[AioembedError],
+    args: tuple[Any, ...],
+    attributes: dict[str, Any],
+    cause: BaseException | None,
+) -> AioembedError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    error.__cause__ = cause
+    return error
+
+
+class _ForeignCause(Exception):
+    """Stands in a pickled error for a cause that is not of this library: its type and text."""
+
+
+def _picklable(error: BaseException) -> BaseException:
+    """Return the error itself, or its text: foreign errors may hold sockets, locks and frames."""
+    if isinstance(error, AioembedError):
+        return error
+    return _ForeignCause("".join(traceback.format_exception(error, limit=0)).strip())
 
 
 class InvalidConfig(AioembedError):
@@ -176,6 +218,12 @@ class ModelClosed(ModelNotLoaded):
     """The handle was closed; closing is final, so make a new one."""
 
 
+class WrongEventLoop(AioembedError):
+    """The handle is open on another event loop: call it there, or open a handle on this one."""
+
+    code = 112
+
+
 class ModelBusy(AioembedError):
     """The queue is full, or `on_busy="raise"` and a forward is under way.
 
@@ -207,6 +255,10 @@ class BatchItemFailed(AioembedError):
         self.index = index
         self.error = error
         self.code: int = error.code
+
+
+class InternalError(AioembedError):
+    """Something that nobody foresaw went wrong with one call; the cause says what."""
 
 
 class IllegalStateMove(AioembedError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import numpy as np
 import pytest
@@ -240,6 +242,38 @@ async def test_wait_for_takes_a_condition() -> None:
     async with ImageEmbeddings(GIST_512) as model:
         state = await model.wait_for(lambda state: state.is_ready)
         assert state.download_progress == 1
+
+
+@pytest.mark.parametrize(
+    "wanted", [Status.READY, "ready", lambda state: state.is_ready], ids=lambda _: ""
+)
+async def test_waiting_for_what_a_failed_load_prevents_raises_its_error(
+    tmp_path: object, wanted: Any
+) -> None:
+    async with ImageEmbeddings(f"{tmp_path}/missing.pte") as model:
+        for _ in range(2):  # while it loads, and after
+            with anyio.fail_after(30), pytest.raises(ModelFileUnreadable):
+                await model.wait_for(wanted)
+        assert (await model.wait_for("failed")).status is Status.FAILED
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(model.wait_for, "closed")
+            await anyio.wait_all_tasks_blocked()
+            await model.aclose()
+
+
+async def test_wait_for_takes_the_name_of_a_status() -> None:
+    async with ImageEmbeddings(GIST_512) as model:
+        assert (await model.wait_for("ready")).status is Status.READY
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("redy", "'ready'"), ("Ready", "'ready'"), ("x", "'idle'"), (3, "'idle'")]
+)
+async def test_a_status_that_is_none_is_refused_with_the_nearest_names(
+    name: Any, near: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=near):
+        await ImageEmbeddings(GIST_512).wait_for(name)
 
 
 async def test_a_closed_handle_cannot_be_entered() -> None:

@@ -18,6 +18,7 @@ from aioembed.errors import (
     AioembedError,
     BatchItemFailed,
     ImageDecodeError,
+    InternalError,
     InvalidConfig,
     InvalidUserInput,
     ModelClosed,
@@ -93,6 +94,54 @@ async def test_a_bad_item_is_its_own_error_and_the_others_arrive() -> None:
         assert isinstance(bad, Err)
         assert isinstance(bad.error, ImageDecodeError)
         assert (await model.forward(numbered(1))).shape == (512,)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        OverflowError("a file's"),
+        UnicodeError("a URL's"),
+        KeyError("x"),
+        ExceptionGroup("g", [OSError()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_an_error_that_nobody_foresaw_is_its_items_own(
+    foreign: Exception, ordered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd:
+        def __fspath__(self) -> str:
+            raise foreign
+
+    async with ImageEmbeddings(GIST_512) as model:
+        items: list[Any] = [numbered(1), Odd(), numbered(2)]
+        results = await collect(model.embed_stream(items, ordered=ordered))
+        by_place = {result.key: result for result in results}
+        bad = by_place[1]
+        assert isinstance(bad, Err)
+        assert isinstance(bad.error, InternalError)
+        assert bad.error.__cause__ is foreign
+        assert type(foreign).__name__ in str(bad.error)
+        assert foreign in [record.exc_info[1] for record in caplog.records if record.exc_info]
+        assert isinstance(by_place[0], Ok)
+        assert isinstance(by_place[2], Ok)
+        with pytest.raises(BatchItemFailed) as caught:
+            await model.forward_batch(items)
+        assert caught.value.error.__cause__ is foreign
+
+
+async def test_a_lack_of_memory_ends_the_stream() -> None:
+    class Huge:
+        def __fspath__(self) -> str:
+            raise MemoryError
+
+    async with ImageEmbeddings(GIST_512) as model:
+        seen: list[int] = []
+        items: list[Any] = [numbered(1), Huge(), numbered(2)]
+        with pytest.raises(MemoryError):
+            await drain(model.embed_stream(items), seen)
+        assert seen == [0]
 
 
 async def test_keyed_pairs_keep_their_keys_and_skipped_ones_are_never_read_as_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._signature import ModelContract
-from ..errors import AioembedError, InvalidConfig, ModelClosed, ModelNotLoaded
+from .._tasks import Loop, current_loop
+from ..errors import (
+    AioembedError,
+    InvalidConfig,
+    ModelClosed,
+    ModelNotLoaded,
+    WrongEventLoop,
+    shorten,
+)
 from ..registry import ModelSource, resolve_model
 from ..runtime import available_cpus
 from ..spec import EmbeddingSpace, Modality, ModelSpec, ProgramMetadata
@@ -76,6 +85,7 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         self._closing = False
         self._close_lock = anyio.Lock()
         self._nursery = Nursery()
+        self._home: Loop | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -98,34 +108,45 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
 
         Returns:
             A function that ends the subscription.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
         """
+        self._check_loop()
         return self._lifecycle.subscribe(callback)
 
     def states(self) -> AsyncIterator[ModelState]:
         """Iterate over the current state, then the latest ones, up to and including `closed`.
 
         A reader that is slower than the changes skips the ones in between and holds up nobody.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
         """
+        self._check_loop()
         return self._lifecycle.values(lambda state: state.status is Status.CLOSED)
 
-    async def wait_for(self, condition: Status | Callable[[ModelState], bool]) -> ModelState:
+    async def wait_for(self, condition: Status | str | Callable[[ModelState], bool]) -> ModelState:
         """Wait until the model is in a status, or a condition holds, and return that state.
 
         A state that lasts shorter than the event loop's turn may be missed.
 
         Args:
-            condition: A status, or a function of the state.
+            condition: A status, its name, or a function of the state.
 
         Raises:
             ModelClosed: The model was closed, so that it cannot come true any more.
+            InvalidConfig: No status has that name.
+            WrongEventLoop: The handle is open on another event loop.
+            AioembedError: The load failed, which another load may change: this is its error.
         """
-
-        def holds(state: ModelState) -> bool:
-            return condition(state) if callable(condition) else state.status is condition
-
+        wanted = condition if callable(condition) else _status(condition)
         async for state in self.states():
-            if holds(state):
+            if wanted(state) if callable(wanted) else state.status is wanted:
                 return state
+            if state.status is Status.FAILED and wanted is not Status.CLOSED:
+                assert state.error is not None  # noqa: S101  # every failure has one
+                raise state.error.with_traceback(None)
         raise ModelClosed("the model was closed before the awaited state came")
 
     # --- life
@@ -135,6 +156,8 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
             raise ModelClosed("the model is closed: make a new handle")
         if self._nursery.is_open:
             raise InvalidConfig("the handle is in use by another `async with` already")
+        self._check_loop()
+        self._home = current_loop()
         await self._nursery.open()
         if not self._prevent_load:
             self._load_expected = True
@@ -164,7 +187,10 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
             ResourceError: The model's files could not be fetched.
             ModelError: The file or the program in it is at fault.
             ModelClosed: The handle is closed.
+            WrongEventLoop: The handle is open on another event loop.
         """
+        self._check_loop()
+        self._home = current_loop()
         await self._loading.ensure()
 
     def pause_download(self) -> None:
@@ -174,6 +200,7 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
             NotActive: No download is under way.
             AlreadyPaused: It is paused.
         """
+        self._check_loop()
         self._loader.pause()
 
     def resume_download(self) -> None:
@@ -183,6 +210,7 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
             NotActive: No download is under way.
             AlreadyOngoing: It is not paused.
         """
+        self._check_loop()
         self._loader.resume()
 
     def cancel_download(self) -> None:
@@ -193,13 +221,18 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         Raises:
             NotActive: No download is under way.
         """
+        self._check_loop()
         self._loader.cancel()
 
     async def aclose(self) -> None:
         """Close for good: wait for the inference in flight, refuse what waits, free the memory.
 
         Idempotent; concurrent callers return together.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
         """
+        self._check_loop()
         self._closing = True
         with anyio.CancelScope(shield=True):
             async with self._close_lock:
@@ -211,6 +244,7 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
 
     async def forward(self, item: InputT, *, timeout: float | None = None) -> Embedding:
         """Embed one item; subclasses say what it may be."""
+        self._check_loop()
         return await self._calls.run(item, timeout)
 
     def statistics(self) -> Statistics:
@@ -284,7 +318,20 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
         if self.state.status is not Status.CLOSED:
             self._lifecycle.update(queue_depth=pending)
 
+    def _check_loop(self) -> None:
+        """Refuse a call from another event loop than the one that the handle is open on."""
+        is_open = (
+            self._nursery.is_open or self._loading.under_way or self._loading.session is not None
+        )
+        if is_open and current_loop() is not self._home:
+            raise WrongEventLoop(
+                "the handle is open on another event loop, where alone it can be used: call it "
+                "there, with anyio.from_thread.BlockingPortal from another thread, or open a "
+                "handle for each event loop"
+            )
+
     async def _session(self) -> Session:
+        self._check_loop()
         if self._closing:
             raise ModelClosed("the model is closed: make a new handle")
         if self._loading.session is not None:
@@ -317,3 +364,12 @@ class EmbeddingHandle(BulkEmbedding[InputT]):
             _logger.debug("the load in the background failed; the state says why", exc_info=True)
         finally:
             self._load_expected = False
+
+
+def _status(name: object) -> Status:
+    try:
+        return Status(name)  # type: ignore[arg-type]  # refuses what is no string, too
+    except ValueError:
+        near = difflib.get_close_matches(str(name), list(Status), n=2) or list(Status)
+        names = " or ".join(repr(str(status)) for status in near)
+        raise InvalidConfig(f"{shorten(name)} is not a status: did you mean {names}?") from None

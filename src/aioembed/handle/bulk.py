@@ -88,7 +88,9 @@ class BulkEmbedding(ABC, Generic[InputT]):
         Raises:
             InvalidConfig: `concurrency` is below 1.
             InvalidUserInput: `items` is no iterable, or one item.
+            WrongEventLoop: The handle is open on another event loop.
         """
+        self._check_loop()
         wanted = _CONCURRENCY if concurrency is None else concurrency
         if wanted < 1:
             raise InvalidConfig(f"concurrency must be at least 1, not {wanted}")
@@ -137,6 +139,9 @@ class BulkEmbedding(ABC, Generic[InputT]):
     @abstractmethod
     def embedding_dim(self) -> int:
         """Values per vector."""
+
+    @abstractmethod
+    def _check_loop(self) -> None: ...
 
     @abstractmethod
     def _session(self) -> Awaitable[Any]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -20,7 +21,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 from numpy.typing import NDArray
 
-from ..errors import AioembedError, InvalidConfig, ModelClosed, ModelNotLoaded
+from ..errors import AioembedError, InternalError, InvalidConfig, ModelClosed, ModelNotLoaded
 from .nursery import Nursery
 
 __all__ = ["EmbeddingStream", "Err", "Ok", "Pipeline"]
@@ -30,6 +31,8 @@ Key_co = TypeVar("Key_co", covariant=True)
 ItemT = TypeVar("ItemT")
 Embedding = NDArray[np.float32]
 _NO_KEY: Any = None
+
+_logger = logging.getLogger("aioembed.handle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +176,12 @@ class Pipeline(Generic[KeyT, ItemT]):
     async def _embed_into(self, place: _Place[KeyT], item: ItemT) -> None:
         try:
             place.result = Ok(place.key, await self._embed(item))
-        except ModelNotLoaded as error:
-            place.error = error
+        except (ModelNotLoaded, MemoryError) as error:
+            place.error = error  # not the item's fault: raised at the consumer
         except AioembedError as error:
             place.result = Err(place.key, error)
-        except Exception as error:  # noqa: BLE001  # raised at the consumer
-            place.error = error
+        except Exception as error:  # noqa: BLE001  # one item must not end the others
+            place.result = Err(place.key, _unforeseen(error))
         if not self._ordered:
             self._places.append(place)
         self._tell()
@@ -186,6 +189,16 @@ class Pipeline(Generic[KeyT, ItemT]):
     def _tell(self) -> None:
         self._news.set()
         self._news = anyio.Event()
+
+
+def _unforeseen(error: Exception) -> InternalError:
+    """Turn an error that nobody foresaw into one of the library's; its cause is logged."""
+    _logger.error("an item failed in an unforeseen way", exc_info=error)
+    wrapped = InternalError(
+        f"an unforeseen {type(error).__name__}: {error}; please report it with the logged traceback"
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 class EmbeddingStream(Generic[KeyT]):
