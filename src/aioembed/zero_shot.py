@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from .errors import IncompatibleSpaces, InvalidConfig, InvalidUserInput, shorten
+from .errors import IncompatibleSpaces, InvalidConfig, InvalidUserInput, TextTooLong, shorten
 from .image import ImageEmbeddings
 from .images import ImageInput
 from .spec import EmbeddingSpace
 from .text import TextEmbeddings
+from .tokenize import MAX_CHARACTERS
 
 __all__ = ["Classification", "LabelScore", "ZeroShotClassifier", "classify"]
 
@@ -94,6 +95,7 @@ class ZeroShotClassifier:
 
     Raises:
         InvalidUserInput: No labels, one that is no `str` or empty, or one twice.
+        TextTooLong: A prompt with a label in it would be longer than any text may be.
         InvalidConfig: No prompts, one without `{}`, or a scale that is not positive.
     """
 
@@ -108,6 +110,7 @@ class ZeroShotClassifier:
     ) -> None:
         self._labels = _checked_labels(labels)
         self._prompts = _checked_prompts(prompts)
+        _check_lengths(self._prompts, self._labels)
         if logit_scale is not None and not 0 < logit_scale < float("inf"):
             raise InvalidConfig(f"logit_scale must be positive and finite, not {logit_scale}")
         self._image_model = image_model
@@ -245,10 +248,12 @@ def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
         raise InvalidUserInput(f"labels are a list of at least one text, not {shorten(labels)}")
     for label in labels:
         if not _is_text(label) or not label.strip():
-            raise InvalidUserInput(f"a label is a text that is not empty, not {label!r}")
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if list(labels).count(label) > 1)
-        raise InvalidUserInput(f"the label {shorten(twice)} is there twice")
+            raise InvalidUserInput(f"a label is a text that is not empty, not {shorten(label)}")
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
+            raise InvalidUserInput(f"the label {shorten(label)} is there twice")
+        seen.add(label)
     return tuple(labels)
 
 
@@ -257,8 +262,23 @@ def _checked_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
         raise InvalidConfig(f"prompts are a list of at least one text, not {shorten(prompts)}")
     for prompt in prompts:
         if not _is_text(prompt) or _PLACE not in prompt:
-            raise InvalidConfig(f"a prompt has {{}} where the label goes; {prompt!r} has not")
+            raise InvalidConfig(
+                f"a prompt has {{}} where the label goes; {shorten(prompt)} has not"
+            )
     return tuple(prompts)
+
+
+def _check_lengths(prompts: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse texts that are too long before they are built: a prompt may repeat its label."""
+    longest = max(labels, key=len)
+    for prompt in prompts:
+        places = prompt.count(_PLACE)
+        length = len(prompt) + places * (len(longest) - len(_PLACE))
+        if length > MAX_CHARACTERS:
+            raise TextTooLong(
+                f"the label {shorten(longest)} in the prompt {shorten(prompt)} would make a text "
+                f"of {length} characters and {MAX_CHARACTERS} is the most: shorten one of them"
+            )
 
 
 def _is_text(value: object) -> bool:

@@ -134,6 +134,16 @@ def test_a_text_beyond_all_measure_is_refused_before_any_work(tokenizer: Tokeniz
         tokenizer.encode("a" * (MAX_CHARACTERS + 1), limit=77)
 
 
+@pytest.mark.parametrize(
+    "text", ["cat " * 20_000, "a" * 90_000, " " * 60_000 + "cat", "🐈" * 9_000]
+)
+def test_of_a_long_text_the_beginning_is_enough(tokenizer: Tokenizer, text: str) -> None:
+    whole = tokenizer.encode(text, limit=MAX_CHARACTERS)
+    tokens = tokenizer.encode(text, limit=77)
+    assert tokens.ids.tolist() == [*whole.ids[:76], whole.ids[-1]][: len(whole.ids)]
+    assert (tokens.count > 77) == (whole.count > 77)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"nowhere\.json.*No such file"):
         Tokenizer.load(tmp_path / "nowhere.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,22 @@ async def test_a_bad_image_or_label_raises_its_own_error(
             await classify(
                 picture, ["cat " * 100], image_model=models["image_model"], text_model=strict
             )
+
+
+@pytest.mark.parametrize(
+    ("label", "prompt"),
+    [("x" * 50_000, "{}" * 50_000), ("x" * 100_001, "{}"), ("x", "{}" + "y" * 100_000)],
+)
+async def test_a_text_that_would_be_too_long_is_never_built(
+    models: Models, picture: NDArray[np.uint8], label: str, prompt: str
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(TextTooLong, match="100000 is the most"):
+            await classify(picture, ["cat", label], prompts=["a {}", prompt], **models)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_result_is_frozen_and_goes_through_json(

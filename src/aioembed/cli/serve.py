@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aioembed.errors import MissingExtra
+from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.images import SourcePolicy
 from aioembed.runtime import available_cpus
 
@@ -23,6 +24,7 @@ __all__ = ["serve"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 _MEBI = 1024 * 1024
+_KEY_VARIABLE = "AIOEMBED_API_KEY"
 
 _ModelsOption = Annotated[
     list[str] | None,
@@ -59,7 +61,7 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="AIOEMBED_API_KEY",
+            envvar=_KEY_VARIABLE,
             help="Wanted from clients as a bearer token; better given by the environment.",
             show_default=False,
         ),
@@ -82,15 +84,6 @@ def serve(
         float,
         typer.Option(min=0.001, metavar="SECONDS", help="For running requests, when stopped."),
     ] = 30.0,
-    nice: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=19,
-            help="Niceness of the threads that compute, so that the one that answers goes before "
-            "them (Linux).",
-        ),
-    ] = 10,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Only fetch images from this host (*.example.org); may be repeated."),
@@ -114,6 +107,8 @@ def serve(
     """
     with guarded(debug):
         _check_installed()
+        if api_key is None and _KEY_VARIABLE in os.environ:  # typer takes an empty one for none
+            raise InvalidConfig(f"{_KEY_VARIABLE} is empty: set it to a key, or unset it for none")
         from aioembed.integrations.starlette import ServerLimits  # noqa: PLC0415  # an extra
         from aioembed.integrations.starlette.serving import ServerOptions  # noqa: PLC0415
 
@@ -139,7 +134,6 @@ def serve(
             offline=offline or None,
             head_timeout=head_timeout,
             grace=grace,
-            niceness=nice,
             log_level=log_level,
         )
         _run(options, host, port, workers)

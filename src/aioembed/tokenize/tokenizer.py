@@ -21,6 +21,7 @@ __all__ = ["MAX_CHARACTERS", "Tokenizer", "Tokens"]
 MAX_CHARACTERS = 100_000
 """Longest text that is tokenised at all: far beyond what any model reads, and still quick."""
 
+_CHARACTERS_PER_TOKEN = 100
 _SPECIAL_TOKENS = 2
 """Most that a model puts around a text: CLIP a start and an end, SigLIP an end alone."""
 
@@ -32,7 +33,8 @@ class Tokens:
     Attributes:
         ids: int64 `(n,)`: start of text (where the model has one), the text's tokens up to the
             limit, end of text.
-        count: Tokens of the whole text, special ones included; more than `n` where it was cut.
+        count: Tokens of the text, special ones included; more than `n` where it was cut. Of a
+            very long text, those of its beginning are counted.
     """
 
     ids: NDArray[np.int64]
@@ -104,6 +106,7 @@ class Tokenizer:
         """Return a text's tokens, at most `limit`, the end of text always among them.
 
         Blocks with the GIL released for 10 ms per 10,000 characters or so: use a worker thread.
+        Of a text that is far longer than `limit` tokens only the beginning is tokenised.
 
         Args:
             text: Of any length up to `MAX_CHARACTERS`; may be empty.
@@ -113,7 +116,11 @@ class Tokenizer:
             InvalidUserInput: No `str`, or one with lone surrogates.
             TextTooLong: More than `MAX_CHARACTERS` characters.
         """
-        ids = np.array(self._native.encode(_checked(text)).ids, dtype=np.int64)
+        text = _checked(text)
+        beginning = text[: limit * _CHARACTERS_PER_TOKEN]
+        ids = np.array(self._native.encode(beginning).ids, dtype=np.int64)
+        if len(ids) <= limit and len(beginning) < len(text):  # blanks, or words without end
+            ids = np.array(self._native.encode(text).ids, dtype=np.int64)
         count = len(ids)
         if count > limit:
             ids = np.concatenate((ids[: limit - 1], ids[-1:]))

@@ -1,10 +1,8 @@
-"""What every request passes: the key, the body's cap, the drain, the figures, the errors."""
+"""What every request passes: the body's cap, the drain, the figures, the errors."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +15,12 @@ from .bodies import capped
 from .drain import Drain
 from .limits import ServerLimits
 from .metrics import Metrics
-from .problems import Problem, problem_of
+from .problems import problem_of
 
 __all__ = ["Edge"]
 
 _logger = logging.getLogger("aioembed.server")
 
-_GUARDED = ("/v1/", "/metrics")
 _LINGER_SECONDS = 5.0
 
 
@@ -33,7 +30,6 @@ class Edge:
     Args:
         app: The routes.
         limits: How much one request may ask for.
-        api_key: Wanted as a bearer token, if given.
         drain: Counts what runs, and refuses what comes once the server stops.
         metrics: Counts requests.
         paths: Those that have figures of their own.
@@ -44,14 +40,12 @@ class Edge:
         app: ASGIApp,
         *,
         limits: ServerLimits,
-        api_key: str | None,
         drain: Drain,
         metrics: Metrics,
         paths: frozenset[str],
     ) -> None:
         self._app = app
         self._limits = limits
-        self._key = _digest(api_key.encode()) if api_key is not None else None
         self._drain = drain
         self._metrics = metrics
         self._paths = paths
@@ -71,7 +65,6 @@ class Edge:
                 await self._answer(exc, scope, body, reply)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
-        self._check_key(scope)
         receive = capped(scope, receive, self._limits)
         if scope["method"] == "POST":
             with self._drain.admitted():
@@ -88,18 +81,6 @@ class Edge:
         if not body.is_complete:
             reply = _Lingering(reply, body)
         await problem.response()(scope, body, reply)
-
-    def _check_key(self, scope: Scope) -> None:
-        if self._key is None or not _path(scope).startswith(_GUARDED):
-            return
-        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not secrets.compare_digest(_digest(given), self._key):
-            raise Problem(
-                401,
-                "send the server's key as `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
 
     @contextmanager
     def _observed(self, scope: Scope, reply: _Reply) -> Iterator[None]:
@@ -168,7 +149,3 @@ class _Lingering(_Reply):
 def _path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

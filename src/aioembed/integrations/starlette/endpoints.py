@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from .answers import Answers
 from .bodies import read_body
 from .drain import Drain
+from .keys import ApiKey
 from .limits import ServerLimits
 from .metrics import CONTENT_TYPE, Metrics
 from .models import ServedModels
@@ -32,6 +33,7 @@ class Endpoints:
     Args:
         models: By name.
         answers: Computes.
+        key: Callers without it do not learn why a load failed.
         limits: How much one request may ask for.
         drain: Tells whether the server stops.
         metrics: Of the server.
@@ -43,6 +45,7 @@ class Endpoints:
         models: ServedModels,
         *,
         answers: Answers,
+        key: ApiKey,
         limits: ServerLimits,
         drain: Drain,
         metrics: Metrics,
@@ -50,6 +53,7 @@ class Endpoints:
     ) -> None:
         self._models = models
         self._answers = answers
+        self._key = key
         self._limits = limits
         self._drain = drain
         self._metrics = metrics
@@ -89,9 +93,11 @@ class Endpoints:
         """`GET /healthz`."""
         return _json(Health())
 
-    async def readyz(self, _request: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """`GET /readyz`."""
-        states = self._models.states(is_stopping=self._drain.is_stopping)
+        states = self._models.states(
+            is_stopping=self._drain.is_stopping, with_reasons=self._key.is_given(request.scope)
+        )
         return _json(states, status=200 if states.is_ready else 503)
 
     async def metrics(self, _request: Request) -> Response:

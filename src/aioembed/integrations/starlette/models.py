@@ -39,12 +39,13 @@ class Served:
         """What it embeds."""
         return self.handle.modality
 
-    def snapshot(self) -> ModelSnapshot:
-        """Return what it is doing."""
+    def snapshot(self, *, with_reason: bool) -> ModelSnapshot:
+        """Return what it is doing; the reason of a failed load may name files of the server."""
         state = self.handle.state
         error = None
         if state.error is not None:
-            error = StateError(code=code_of(state.error), message=str(state.error))
+            message = str(state.error) if with_reason else "the server's log says why"
+            error = StateError(code=code_of(state.error), message=message)
         return ModelSnapshot(
             name=self.name,
             modality=self.modality,
@@ -142,9 +143,9 @@ class ServedModels:
             embedding_dim=first.handle.embedding_dim if known else None,
         )
 
-    def states(self, *, is_stopping: bool) -> States:
+    def states(self, *, is_stopping: bool, with_reasons: bool = True) -> States:
         """Return what every model is doing."""
-        snapshots = [one.snapshot() for one in self]
+        snapshots = [one.snapshot(with_reason=with_reasons) for one in self]
         ready = not is_stopping and all(one.is_ready for one in snapshots)
         return States(is_ready=ready, is_stopping=is_stopping, models=snapshots)
 

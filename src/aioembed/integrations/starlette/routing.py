@@ -10,13 +10,13 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route, Router
 
 from aioembed import __version__
-from aioembed.errors import InvalidConfig
 from aioembed.images import SourcePolicy
 
 from .answers import Answers
 from .drain import Drain
 from .edge import Edge
 from .endpoints import Endpoints
+from .keys import ApiKey, KeyedRoute
 from .limits import ServerLimits
 from .metrics import Metrics
 from .models import ModelsArgument, ServedModels
@@ -83,8 +83,7 @@ def router(
     Raises:
         InvalidConfig: No model, two of one name and modality, or an empty key.
     """
-    if api_key is not None and not api_key.strip():
-        raise InvalidConfig("the API key is empty: give one, or None for no key")
+    key = ApiKey(api_key)
     limits = limits or ServerLimits()
     drain = drain or Drain()
     served = ServedModels(models)
@@ -92,16 +91,16 @@ def router(
     endpoints = Endpoints(
         served,
         answers=Answers(served, Work(policy or SourcePolicy.untrusted(), limits)),
+        key=key,
         limits=limits,
         drain=drain,
         metrics=metrics,
-        document=openapi_document(version=__version__, has_key=api_key is not None),
+        document=openapi_document(version=__version__, has_key=key.is_wanted),
     )
-    routes = _routes(endpoints)
+    routes = _routes(endpoints, key)
     edge = Middleware(
         Edge,
         limits=limits,
-        api_key=api_key,
         drain=drain,
         metrics=metrics,
         paths=frozenset(route.path for route in routes),
@@ -110,17 +109,22 @@ def router(
     return Router(shown, redirect_slashes=False, middleware=[edge])
 
 
-def _routes(endpoints: Endpoints) -> list[Route]:
+def _routes(endpoints: Endpoints, key: ApiKey) -> list[Route]:
+    keyed = [
+        KeyedRoute("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
+        KeyedRoute("/v1/similarity", endpoints.similarity, methods=["POST"]),
+        KeyedRoute("/v1/classify", endpoints.classify, methods=["POST"]),
+        KeyedRoute("/v1/models", endpoints.list_models),
+        KeyedRoute("/v1/models/{name:path}", endpoints.show_model),
+        KeyedRoute("/v1/state", endpoints.state),
+        KeyedRoute("/v1/state/stream", endpoints.state_stream),
+        KeyedRoute("/metrics", endpoints.metrics),
+    ]
+    for route in keyed:
+        route.key = key
     return [
-        Route("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
-        Route("/v1/similarity", endpoints.similarity, methods=["POST"]),
-        Route("/v1/classify", endpoints.classify, methods=["POST"]),
-        Route("/v1/models", endpoints.list_models),
-        Route("/v1/models/{name:path}", endpoints.show_model),
-        Route("/v1/state", endpoints.state),
-        Route("/v1/state/stream", endpoints.state_stream),
+        *keyed,
         Route("/healthz", endpoints.healthz),
         Route("/readyz", endpoints.readyz),
-        Route("/metrics", endpoints.metrics),
         Route("/openapi.json", endpoints.openapi),
     ]

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import ClassVar
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -30,7 +30,6 @@ from aioembed.tokenize import Truncate
 from .drain import Drain
 from .limits import ServerLimits
 from .models import Handle
-from .priority import LoopFirst
 from .problems import problem_of
 from .protocol import punctual_protocol
 from .routing import lifespan, router
@@ -38,7 +37,6 @@ from .routing import lifespan, router
 __all__ = ["ModelChoice", "ServerOptions", "application", "listen", "serve"]
 
 _CLOSING_SECONDS = 5
-_TICKS_PER_SECOND = 10
 
 
 class ModelChoice(BaseModel):
@@ -76,7 +74,6 @@ class ServerOptions(BaseModel):
         offline: As for `ImageEmbeddings`.
         head_timeout: Seconds that a request's head may take to arrive.
         grace: Seconds that running requests may take when the server stops.
-        niceness: Of the threads that compute, by which the event loop's goes before them.
         log_level: Of uvicorn.
     """
 
@@ -95,7 +92,6 @@ class ServerOptions(BaseModel):
     offline: bool | None = None
     head_timeout: PositiveFloat = 10.0
     grace: PositiveFloat = 30.0
-    niceness: int = Field(default=10, ge=0, le=19)
     log_level: str = "warning"
 
 
@@ -182,9 +178,7 @@ def serve(options: ServerOptions, listener: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSING_SECONDS,
     )
-    loop_first = LoopFirst(options.niceness)
-    loop_first.take_the_gil_sooner()
-    server = _DrainingServer(config, drain, loop_first, grace=options.grace)
+    server = _DrainingServer(config, drain, grace=options.grace)
     config.load()
     # A full collection over all that was imported would hold the event loop for tens of ms.
     gc.collect()
@@ -195,12 +189,9 @@ def serve(options: ServerOptions, listener: socket.socket) -> None:
 class _DrainingServer(uvicorn.Server):
     """Refuses new work at the first signal, and exits once nothing runs or at the second one."""
 
-    def __init__(
-        self, config: uvicorn.Config, drain: Drain, loop_first: LoopFirst, *, grace: float
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, *, grace: float) -> None:
         super().__init__(config)
         self._drain = drain
-        self._loop_first = loop_first
         self._grace = grace
         self._deadline = 0.0
         self._signals = 0
@@ -211,9 +202,7 @@ class _DrainingServer(uvicorn.Server):
         self.force_exit = self._signals > 2  # noqa: PLR2004
 
     async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether to stop, and once whether there are new threads."""
-        if counter % _TICKS_PER_SECOND == 0:
-            self._loop_first.look()
+        """Look ten times a second whether to stop."""
         if self._signals and not self._drain.is_stopping:
             self._drain.begin()
             self._deadline = time.monotonic() + self._grace
@@ -232,7 +221,6 @@ def _handle(choice: ModelChoice, options: ServerOptions) -> Handle:
             truncate=options.truncate,
             threads=options.threads,
             replicas=options.replicas,
-            niceness=options.niceness,
             max_pending=options.max_pending,
             cache_dir=options.cache_dir,
             offline=options.offline,
@@ -242,7 +230,6 @@ def _handle(choice: ModelChoice, options: ServerOptions) -> Handle:
         source_policy=options.policy,
         threads=options.threads,
         replicas=options.replicas,
-        niceness=options.niceness,
         max_pending=options.max_pending,
         cache_dir=options.cache_dir,
         offline=options.offline,
