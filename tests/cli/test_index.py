@@ -73,6 +73,25 @@ def test_a_picture_that_fails_is_named_and_the_others_are_indexed(
     assert ["embedded", "3"] in [line.split() for line in result.stdout.splitlines()]
 
 
+def test_an_unmounted_drive_is_reported_and_keeps_the_index(
+    invoke: Invoke, pictures: list[Path], index_file: Path
+) -> None:
+    folder = pictures[0].parent
+    _index(invoke, folder, index_file)
+    for picture in pictures:
+        picture.unlink()
+    result = invoke("index", folder, "--index", index_file)
+    assert result.exit_code == 1
+    assert f"3 indexed pictures are not in {folder}" in result.stderr
+    assert "--prune" in result.stderr
+    assert (
+        json.loads(invoke("index", folder, "-i", index_file, "-f", "json").stdout)["removed"] == 0
+    )
+    result = invoke("index", folder, "--index", index_file, "--prune", "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["removed"] == 3
+
+
 def test_jsonl_tells_how_far_it_is_then_what_failed_and_the_whole(
     run_process: RunProcess, pictures: list[Path], index_file: Path
 ) -> None:

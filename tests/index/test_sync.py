@@ -39,6 +39,12 @@ def _figures(report: SyncReport) -> tuple[int, int, int, int]:
     return report.embedded, report.unchanged, report.failed, report.removed
 
 
+def _unmount(folder: Path) -> None:
+    """Leave an empty folder, as a drive does that is not mounted."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 async def test_a_folder_is_indexed_once_and_searched_by_picture(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
@@ -167,6 +173,107 @@ async def test_what_cannot_be_read_is_tried_again_and_keeps_what_lies_below(
     monkeypatch.setattr(os, "scandir", scandir)
     assert _figures(await index.sync(album, model)) == (0, 4, 0, 0)
     assert await index.errors(album) == {}
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty folder", "other files in it"])
+async def test_an_unmounted_drive_removes_nothing_unless_told_to(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, empty: bool
+) -> None:
+    await index.sync(album, model)
+    _unmount(album)
+    if not empty:
+        (album / "README.txt").touch()
+    report = await index.sync(album, model)
+    assert (report.missing, report.removed, await index.count()) == (4, 0, 4)
+    report = await index.sync(album, model, prune=True)
+    assert (report.missing, report.removed, await index.count()) == (0, 4, 0)
+
+
+async def test_most_pictures_gone_is_taken_for_a_fault_and_fewer_for_a_wish(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    for name in ("a.png", "b.png", "c.jpg"):
+        (album / name).rename(album / f"{name}.bak")
+    report = await index.sync(album, model)
+    assert (report.missing, report.removed, report.unchanged) == (3, 0, 1)
+    (album / "c.jpg.bak").rename(album / "c.jpg")
+    assert (await index.sync(album, model)).removed == 2
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_a_folder_that_is_there_but_empty_keeps_its_pictures(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, depth: int
+) -> None:
+    mount = album / "trip"
+    (mount / "day").mkdir()
+    for seed in range(20):
+        draw(album / f"more-{seed}.png", seed + 100)
+    draw(mount / "day" / "e.png", 130)
+    await index.sync(album, model)
+    for path in [mount / "d.png", *mount.glob("day/*")]:
+        path.unlink()
+    if depth == 1:
+        (mount / "day").rmdir()
+    report = await index.sync(album, model)
+    assert (report.missing, report.removed) == (2, 0)
+    (mount / "day").rmdir() if depth == 2 else None
+    mount.rmdir()
+    assert (await index.sync(album, model)).removed == 2, "a folder that was deleted"
+
+
+async def test_links_that_lead_nowhere_remove_nothing(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, tmp_path: Path
+) -> None:
+    drive = tmp_path / "drive"
+    (drive / "holiday").mkdir(parents=True)
+    draw(drive / "holiday" / "e.png", 140)
+    draw(drive / "f.png", 141)
+    (album / "holiday").symlink_to(drive / "holiday", target_is_directory=True)
+    (album / "f.png").symlink_to(drive / "f.png")
+    assert _figures(await index.sync(album, model)) == (6, 0, 0, 0)
+    drive.rename(tmp_path / "unplugged")
+    report = await index.sync(album, model)
+    assert (report.unchanged, report.missing, report.removed) == (4, 2, 0)
+    (tmp_path / "unplugged").rename(drive)
+    assert _figures(await index.sync(album, model)) == (0, 6, 0, 0)
+
+
+async def test_pictures_that_vanish_during_a_sync_are_failures_of_their_own(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    def vanish(report: SyncReport) -> None:
+        if not report.is_scanning:
+            (album / "b.png").unlink(missing_ok=True)
+            shutil.rmtree(album / "trip", ignore_errors=True)
+
+    report = await index.sync(album, model, on_progress=vanish)
+    assert _figures(report) == (2, 0, 2, 0)
+    errors = await index.errors(album)
+    assert set(errors) == {str(album / "b.png"), str(album / "trip" / "d.png")}
+    assert "No such file" in errors[str(album / "b.png")]
+    assert _figures(await index.sync(album, model)) == (0, 2, 0, 0)
+    assert await index.errors(album) == {}
+
+
+async def test_a_drive_that_goes_away_during_a_sync_takes_no_vectors_along(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    for name in ("a.png", "b.png", "c.jpg"):
+        os.utime(album / name, ns=(0, LONG_AGO_NS + 1))
+
+    def unplug(report: SyncReport) -> None:
+        if not report.is_scanning and album.exists():
+            album.rename(album.with_name("unplugged"))
+
+    assert (await index.sync(album, model, on_progress=unplug)).failed == 3
+    os.mkdir(album)  # noqa: PTH102
+    report = await index.sync(album, model)
+    assert (report.missing, report.removed, await index.count()) == (4, 0, 4)
+    os.rmdir(album)  # noqa: PTH106
+    album.with_name("unplugged").rename(album)
+    assert _figures(await index.sync(album, model)) == (0, 4, 0, 0)
 
 
 async def test_links_that_lead_in_circles_are_walked_once(

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -63,7 +63,7 @@ class Batch:
     model: str
     space_id: str
     dim: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...] = field(repr=False)  # asyncio puts a task's result into a text
 
     @property
     def embedded(self) -> list[tuple[str, NDArray[np.float32]]]:

@@ -70,6 +70,9 @@ def index(
             "--format", "-f", help="json and jsonl are for programs; jsonl tells how far."
         ),
     ] = IndexFormat.TABLE,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove pictures that are gone, however many.")
+    ] = False,
     model: ModelOption = "gist-512",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -78,17 +81,26 @@ def index(
 
     Only pictures that are new or changed are embedded. Interrupted, it goes on where it was. A
     picture that fails does not hold up the others; stderr says why, and the exit code is 1.
+
+    Where many pictures are gone at once, or a folder has none any more, a drive may not be mounted:
+    they stay in the index, and the exit code is 1, unless --prune is given.
     """
     with guarded(debug):
         handle = ImageEmbeddings(model, threads=threads)
         with _following(form) as on_progress:
-            report, errors = anyio.run(_sync, folder, index_file, handle, on_progress)
+            report, errors = anyio.run(_sync, folder, index_file, handle, prune, on_progress)
         write_result(_encode_report(report, errors, form), None)
         for path, message in list(errors.items())[:_SHOWN_ERRORS]:
             warn(f"error: {message if path in message else f'{path}: {message}'}")
         if len(errors) > _SHOWN_ERRORS:
             warn(f"and {len(errors) - _SHOWN_ERRORS} more; --format json has all of them")
-        if errors:
+        if report.missing:
+            warn(
+                f"error: {report.missing} indexed pictures are not in {folder} any more, as if a "
+                "drive were not mounted: they stay in the index; if they are deleted, run again "
+                "with --prune"
+            )
+        if errors or report.missing:
             raise typer.Exit(ExitCode.INPUT)
 
 
@@ -135,12 +147,12 @@ def search(
 
 
 async def _sync(
-    folder: Path, file: Path, model: ImageEmbeddings, on_progress: OnProgress
+    folder: Path, file: Path, model: ImageEmbeddings, prune: bool, on_progress: OnProgress
 ) -> tuple[SyncReport, dict[str, str]]:
     from aioembed.index import EmbeddingIndex  # noqa: PLC0415  # an extra
 
     async with EmbeddingIndex(file) as opened, model:
-        report = await opened.sync(folder, model, on_progress=on_progress)
+        report = await opened.sync(folder, model, prune=prune, on_progress=on_progress)
         return report, await opened.errors(folder)
 
 

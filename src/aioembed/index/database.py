@@ -110,7 +110,7 @@ class Database:
             for key, vector in vectors:
                 self._put(key, vector)
             for record in files:
-                if record.error:
+                if not record.has_vector:
                     self._remove(record.path)
                 self._put_record(record)
 

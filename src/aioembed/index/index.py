@@ -216,6 +216,7 @@ class EmbeddingIndex:
         folder: str | os.PathLike[str],
         model: ImageEmbeddings,
         *,
+        prune: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SyncReport:
         """Embed the pictures below a folder that are new or changed; remove those that are gone.
@@ -225,9 +226,14 @@ class EmbeddingIndex:
         error: `errors` says why it has no vector. What is done is committed as it goes on, so
         that a sync that was cancelled or killed goes on where it was.
 
+        Pictures that are gone are kept, and counted as `missing`, where a drive may not be
+        mounted: if they are more than half of those below the folder, if their folder is there but
+        has no picture any more, or if a link to them or to their folder leads nowhere.
+
         Args:
             folder: Its subfolders count, symbolic links to folders too.
             model: Of the index's space; loaded if it is not.
+            prune: Remove what is missing, too.
             on_progress: Called on the event loop with the report after each change of it; must
                 not block.
 
@@ -240,7 +246,10 @@ class EmbeddingIndex:
         """
         await model.load()
         await self._adopt(model.space, model.embedding_dim)
-        return await FolderSync(_absolute(folder), model, self._storage, on_progress).run()
+        run = FolderSync(
+            _absolute(folder), model, self._storage, prune=prune, on_progress=on_progress
+        )
+        return await run.run()
 
     async def errors(self, folder: str | os.PathLike[str]) -> dict[str, str]:
         """Return why pictures below a synced folder have no vector, by their paths."""

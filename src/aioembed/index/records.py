@@ -29,9 +29,10 @@ class FileRecord:
         mtime_ns: Time of its last change, in nanoseconds; -1 where that was too fresh to tell a
             later change from it.
         size: Bytes.
-        sha256: Of its content, empty where it could not be read.
-        error: Why it has no vector, empty where it has one.
-        retry: Whether it is tried again although it did not change.
+        sha256: Of the content that was embedded, or could not be; empty where none was read.
+        error: Why it could not be embedded, empty where it was.
+        retry: Whether it is tried again although it did not change; until then it keeps the vector
+            that it had.
     """
 
     path: str
@@ -40,6 +41,11 @@ class FileRecord:
     sha256: str = ""
     error: str = ""
     retry: bool = False
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether it has a vector, of the content with this hash."""
+        return bool(self.sha256) and (self.retry or not self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class SyncReport:
         embedded: Pictures that were embedded now.
         failed: Pictures without a vector; `EmbeddingIndex.errors` says why.
         removed: Files that are gone, and their vectors with them.
+        missing: Files that are not there, but so many of them, or in such a way, that a drive may
+            not be mounted: their vectors are kept. `prune=True` removes them.
         is_scanning: Whether the folder is being walked still.
     """
 
@@ -64,6 +72,7 @@ class SyncReport:
     embedded: int = 0
     failed: int = 0
     removed: int = 0
+    missing: int = 0
     is_scanning: bool = True
 
     @property

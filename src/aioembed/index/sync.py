@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from ..images.files import read_file
 from .database import Database
 from .records import FileRecord, SyncReport
 from .storage import Storage
-from .walk import Unreadable, Visit, walk
+from .walk import Dangling, Folder, Unreadable, Visit, walk
 
 __all__ = ["FolderSync", "OnProgress"]
 
@@ -51,7 +51,8 @@ class FolderSync:
         folder: Absolute path.
         model: Loaded.
         storage: Of the index.
-        on_progress: Told the report after each change of it.
+        prune: Remove what is gone even where a drive may not be mounted.
+        on_progress: Receives the report after each change of it.
     """
 
     def __init__(
@@ -59,11 +60,14 @@ class FolderSync:
         folder: str,
         model: ImageEmbeddings,
         storage: Storage,
+        *,
+        prune: bool,
         on_progress: OnProgress | None,
     ) -> None:
         self._folder = folder
         self._model = model
         self._storage = storage
+        self._prune = prune
         self._on_progress = on_progress
         self._report = SyncReport()
         self._known: dict[str, FileRecord] = {}
@@ -85,22 +89,36 @@ class FolderSync:
 
     async def _scan(self) -> None:
         self._known = await self._storage.run(lambda database: database.records(self._folder))
-        gone, unlisted = set(self._known), list[str]()
+        gone, seen = set(self._known), _Seen()
         visits = walk(self._folder)
         while found := await BlockingCall(lambda: list(islice(visits, _SCAN_BATCH))).run():
+            files = [one for one in found if not isinstance(one, Folder)]
             for one in found:
-                gone.discard(one.path)
+                seen.add(one)
                 if isinstance(one, Unreadable):
-                    unlisted.append(one.path)
+                    gone.discard(one.path)
                     self._count(total=1)
                     await self._fail(FileRecord(one.path, -1, 0), FileReadFailed(one.reason))
-                else:
+                elif isinstance(one, Visit):
+                    gone.discard(one.path)
                     self._sort(one)
-            self._count(scanned=len(found))
+            self._count(scanned=len(files))
             self._tell()
-        await self._forget([path for path in gone if not _is_below_any(path, unlisted)])
+        await self._remove(gone, seen)
         self._report = replace(self._report, is_scanning=False)
         self._tell()
+
+    async def _remove(self, gone: set[str], seen: _Seen) -> None:
+        """Remove files that are gone; keep those that may lie on a drive that is not mounted."""
+        gone -= seen.below_unreadable(gone)
+        missing = set[str]()
+        if not self._prune:
+            missing = {path for path in gone if self._known[path].has_vector}
+            indexed = sum(record.has_vector for record in self._known.values())
+            if 2 * len(missing) <= indexed:
+                missing = {path for path in missing if seen.is_suspicious(path)}
+        await self._forget(sorted(gone - missing))
+        self._count(missing=len(missing))
 
     def _sort(self, visit: Visit) -> None:
         if not visit.is_picture:
@@ -153,11 +171,14 @@ class FolderSync:
 
     def _has_vector_of(self, record: FileRecord) -> bool:
         known = self._known.get(record.path)
-        return known is not None and not known.error and known.sha256 == record.sha256
+        return known is not None and known.has_vector and known.sha256 == record.sha256
 
     async def _fail(self, record: FileRecord, error: AioembedError) -> None:
         """Keep why a file has no vector; try again each time unless its content is at fault."""
         retry = isinstance(error, FileReadFailed) or not isinstance(error, InvalidUserInput)
+        if retry:
+            known = self._known.get(record.path)
+            record = replace(record, sha256=known.sha256 if known and known.has_vector else "")
         await self._note(replace(record, error=str(error) or type(error).__name__, retry=retry))
         self._count(failed=1)
 
@@ -186,8 +207,12 @@ class FolderSync:
 
 def _read(visit: Visit) -> _Content:
     """Read a file; blocks. A change meanwhile shows at the next sync, as the time is of before."""
-    status = os.stat(visit.path)  # noqa: PTH116
-    data = read_file(Path(visit.path), SourcePolicy.trusted())
+    path = Path(visit.path)
+    try:
+        status = path.stat()
+    except OSError as exc:  # deleted since the folder was walked, or its drive is gone
+        raise FileReadFailed(f"{visit.path}: {exc.strerror or exc}") from exc
+    data = read_file(path, SourcePolicy.trusted())
     seen = replace(visit, mtime_ns=status.st_mtime_ns, size=status.st_size)
     return _Content(_as_seen(seen, hashlib.sha256(data).hexdigest()), data)
 
@@ -202,5 +227,47 @@ def _is_as_known(visit: Visit, known: FileRecord) -> bool:
     return (visit.mtime_ns, visit.size) == (known.mtime_ns, known.size)
 
 
-def _is_below_any(path: str, folders: list[str]) -> bool:
-    return any(path.startswith(folder + os.sep) for folder in folders)
+class _Seen:
+    """What a walk found, to tell files that were deleted from those of an unmounted drive."""
+
+    def __init__(self) -> None:
+        self._listed = set[str]()
+        self._with_pictures = set[str]()
+        self._unreadable = set[str]()
+        self._dangling = set[str]()
+
+    def add(self, found: Visit | Unreadable | Dangling | Folder) -> None:
+        """Take note of one thing that was found."""
+        if isinstance(found, Folder):
+            self._listed.add(found.path)
+        elif isinstance(found, Unreadable):
+            self._unreadable.add(found.path)
+        elif isinstance(found, Dangling):
+            self._dangling.add(found.path)
+        elif found.is_picture:
+            self._with_pictures.update(_folders_of(found.path))
+
+    def below_unreadable(self, paths: Iterable[str]) -> set[str]:
+        """Return those that lie in folders that could not be listed."""
+        return {path for path in paths if any(one in self._unreadable for one in _folders_of(path))}
+
+    def is_suspicious(self, path: str) -> bool:
+        """Return whether a file that is gone may be there again when a drive is mounted.
+
+        It may where a link on its way leads nowhere, or where its folder is there but has no
+        picture any more. Where the folder was deleted, the one that it was in counts.
+        """
+        if path in self._dangling:
+            return True
+        for folder in _folders_of(path):
+            if folder in self._dangling:
+                return True
+            if folder in self._listed:
+                return folder not in self._with_pictures
+        return False
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    """Return the folders that a path lies in, the innermost first."""
+    while path := path.rpartition(os.sep)[0]:
+        yield path

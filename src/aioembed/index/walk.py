@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import FileReadFailed, shorten
 
-__all__ = ["Unreadable", "Visit", "walk"]
+__all__ = ["Dangling", "Folder", "Unreadable", "Visit", "walk"]
 
 _SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif".split()  # noqa: SIM905
@@ -46,8 +46,33 @@ class Unreadable:
     reason: str
 
 
-def walk(folder: str) -> Iterator[Visit | Unreadable]:
-    """Visit the files below a folder, each folder once however links lead to it.
+@dataclass(frozen=True, slots=True)
+class Dangling:
+    """A symbolic link to nothing: to a drive that is not mounted, or to what was deleted.
+
+    Attributes:
+        path: Absolute.
+    """
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that was listed.
+
+    Attributes:
+        path: Absolute.
+    """
+
+    path: str
+
+
+Found = Visit | Unreadable | Dangling | Folder
+
+
+def walk(folder: str) -> Iterator[Found]:
+    """Visit what is below a folder, each folder once however links lead to it.
 
     Folders that are reached without symbolic links come first, so that a picture has the same
     path each time. Files that disappear meanwhile are passed over.
@@ -73,8 +98,10 @@ def walk(folder: str) -> Iterator[Visit | Unreadable]:
                 raise FileReadFailed(
                     f"{shorten(folder)}: the folder cannot be listed: {exc.strerror}"
                 ) from exc
-            yield Unreadable(path, exc.strerror or str(exc))
+            if not isinstance(exc, FileNotFoundError):
+                yield Unreadable(path, exc.strerror or str(exc))
             continue
+        yield Folder(path)
         for entry in entries:
             found = _look(entry, folders, links)
             if found is not None:
@@ -86,9 +113,7 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _look(
-    entry: os.DirEntry[str], folders: deque[str], links: deque[str]
-) -> Visit | Unreadable | None:
+def _look(entry: os.DirEntry[str], folders: deque[str], links: deque[str]) -> Found | None:
     if not _is_text(entry.path):
         readable = os.fsencode(entry.path).decode("utf-8", "replace")
         return Unreadable(readable, "its name is no UTF-8")
@@ -96,14 +121,19 @@ def _look(
         if entry.is_dir():
             (links if entry.is_symlink() else folders).append(entry.path)
             return None
-        if entry.name.rpartition(".")[2].lower() not in _SUFFIXES:
-            return Visit(entry.path, is_picture=False)
-        status = entry.stat()
+        if entry.is_symlink() or _is_picture(entry.name):
+            status = entry.stat()
     except FileNotFoundError:
-        return None
+        return Dangling(entry.path) if entry.is_symlink() else None
     except OSError as exc:  # a link to itself, or to what may not be looked at
         return Unreadable(entry.path, exc.strerror or str(exc))
+    if not _is_picture(entry.name):
+        return Visit(entry.path, is_picture=False)
     return Visit(entry.path, True, status.st_mtime_ns, status.st_size)
+
+
+def _is_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in _SUFFIXES
 
 
 def _is_text(path: str) -> bool:
