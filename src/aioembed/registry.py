@@ -114,8 +114,9 @@ def resolve_model(source: ModelSource, *, modality: str = "image") -> ModelSpec:
         )
     if source in MODELS:
         return MODELS[source]
-    scheme = urlsplit(source).scheme if "://" in source or source.startswith("file:") else ""
-    if scheme == "file" and urlsplit(source).netloc not in {"", "localhost"}:
+    before, colon, after = source.partition(":")
+    scheme = before.lower() if colon and (after.startswith("//") or before == "file") else ""
+    if scheme == "file" and _host_of_file_url(source) not in {"", "localhost"}:
         raise InvalidModelSource(f"{shorten(source)} names a file of another host")
     if scheme in {"http", "https", "file"} or (not scheme and _looks_like_path(source)):
         return _custom(source, modality)
@@ -142,16 +143,27 @@ def local_file(source: str) -> Path | None:
     """
     if source.startswith(EMBEDDED_SCHEME):
         return Path(__file__).with_name("models") / source.removeprefix(EMBEDDED_SCHEME)
-    if source.startswith(("http://", "https://")):
+    scheme = source.partition(":")[0].lower()
+    if scheme in {"http", "https"} and "://" in source:
         return None
-    if not source.startswith("file:"):
+    if scheme != "file":
         return Path(source).expanduser()
     return Path(unquote(urlsplit(source).path))
 
 
 def _custom(source: str, modality: str) -> ModelSpec:
-    name = source.rstrip("/").rpartition("/")[2].partition("?")[0] or source
+    name = source.rstrip("/").rpartition("/")[2]
+    if "://" in source:  # without its query and a user's password
+        name = source.partition("?")[0].rstrip("/").rpartition("/")[2].rpartition("@")[2]
+    name = name or source
     return ModelSpec.model_validate({"name": name, "source": source, "modality": modality})
+
+
+def _host_of_file_url(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError as exc:
+        raise InvalidModelSource(f"{shorten(url)} is malformed: {exc}") from exc
 
 
 def _looks_like_path(text: str) -> bool:

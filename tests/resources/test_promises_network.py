@@ -12,6 +12,7 @@ import pytest
 from aioembed.errors import (
     DownloadFailed,
     DownloadInterrupted,
+    InvalidConfig,
     OfflineError,
     ResourceNotFound,
     Unauthorized,
@@ -86,6 +87,60 @@ async def test_promise_11_only_the_hubs_own_origin_over_https_sees_the_token(
 async def test_promise_11_a_mirror_over_plain_http_does_not_see_the_token() -> None:
     hub = Hub.configured("http://mirror.example", "hf_secret")
     assert hub.credentials(httpx.URL("http://mirror.example/a")) == {}
+
+
+async def test_promise_11_no_header_of_a_client_but_the_harmless_ones_reaches_another_origin(
+    make_fetcher: Any, content: bytes
+) -> None:
+    async with LoopbackServer(lambda _: Reply(body=content)) as other:
+        there = Reply(302, headers={"Location": f"{other.origin}/model.pte"})
+        headers = {"PRIVATE-TOKEN": "mine", "X-Api-Key": "mine", "User-Agent": "app/1"}
+        async with (
+            LoopbackServer(lambda _: there) as server,
+            httpx.AsyncClient(headers=headers, params={"key": "mine"}) as client,
+        ):
+            url = f"{server.origin}/model.pte"
+            await make_fetcher(http_client=client).fetch([Resource(url)])
+    assert server.requests[0].headers["private-token"] == "mine"
+    assert other.requests[0].headers["user-agent"] == "app/1"
+    assert not any("mine" in value for value in other.requests[0].headers.values())
+    assert other.requests[0].target == "/model.pte"
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_sécret", "hf_secret\nhf_other", "hf_ secret", "hf_\x00secret"]
+)
+async def test_promise_41_a_token_that_no_header_takes_is_named_and_not_shown(
+    make_fetcher: Any,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    token: str,
+) -> None:
+    caplog.set_level("DEBUG")
+    async with HubServer() as hub:
+        url = hub.add("a/b", "model.pte", content)
+        with pytest.raises(InvalidConfig, match="HF_TOKEN") as caught:
+            await make_fetcher(token=token, endpoint=hub.endpoint).fetch([Resource(url)])
+        assert not hub.requests
+    texts = [repr(error) for error in (caught.value, caught.value.__cause__)]
+    assert not any(word in text for text in [*texts, caplog.text] for word in ("cret", "hf_"))
+
+
+async def test_promise_41_an_unforeseen_failure_is_one_typed_error(
+    scripted: Any, serve_file: Any, make_fetcher: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def on_request(_request: httpx.Request) -> None:
+        raise ZeroDivisionError
+
+    async with (
+        scripted(serve_file()) as server,
+        httpx.AsyncClient(event_hooks={"request": [on_request]}) as client,
+    ):
+        with pytest.raises(DownloadFailed, match="ZeroDivisionError") as caught:
+            await make_fetcher(http_client=client).fetch([server.resource()])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert "not foreseen" in caplog.text
 
 
 async def test_a_mirror_stands_in_for_the_hub_and_the_cache_keeps_the_hubs_address(

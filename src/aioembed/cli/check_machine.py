@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from aioembed.certificates import read_certificates
+from aioembed._http import read_certificates
 from aioembed.errors import BrokenInstallation, InvalidConfig
 from aioembed.resources.transport import open_client
 from aioembed.runtime import available_cpus, thread_count

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from ..certificates import read_certificates
+from .._http import read_certificates
 from ..errors import ImageFetchFailed
 from .addresses import is_public, parse_address
 from .body import bounded_body

@@ -15,6 +15,7 @@ import anyio
 import httpcore
 import httpx
 
+from aioembed._http import RedirectRefused, Redirects, is_loopback, show_url
 from aioembed.errors import (
     DownloadFailed,
     DownloadInterrupted,
@@ -22,9 +23,8 @@ from aioembed.errors import (
     Unauthorized,
 )
 
-from .hub import Hub, Linked, is_loopback, origin
+from .hub import Hub, Linked
 from .limits import FetchLimits
-from .resource import show_url
 
 __all__ = [
     "Answer",
@@ -38,10 +38,8 @@ __all__ = [
 _logger = logging.getLogger("aioembed.resources")
 _warned_hosts: set[str] = set()
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BROKEN = (httpx.TransportError, httpcore.NetworkError, httpcore.ProtocolError)
 _FIRST_SERVER_ERROR = 500
-_CREDENTIALS = ("Authorization", "Cookie", "Proxy-Authorization")
 
 
 class Retryable(Exception):
@@ -86,51 +84,26 @@ async def open_answer(
         Retryable: The network failed.
         DownloadFailed: The chain of redirects leads nowhere.
     """
-    first, linked = origin(url), Linked()
-    for _ in range(limits.redirects + 1):
+    redirects, linked = Redirects(client, url, limit=limits.redirects), Linked()
+    timeout = httpx.Timeout(limits.stall, connect=limits.connect, pool=None)
+    while True:
+        url = redirects.url
+        _warn_if_plain(url)
+        sent = {**headers, **hub.credentials(url)}
         with translated_network_errors(url, limits):
-            response = await _send(client, url, headers, hub, limits, foreign=origin(url) != first)
+            with anyio.fail_after(limits.connect + limits.stall):
+                response = await redirects.send(sent, timeout=timeout)
         try:
             if linked.is_empty:
                 linked = Linked.read(response.headers, trusted=hub.is_own(url))
-            if response.status_code not in _REDIRECTS:
+            if not redirects.follow(response):
                 yield Answer(response, linked)
                 return
-            url = _next_url(url, response)
+        except RedirectRefused as exc:
+            raise DownloadFailed(str(exc)) from exc
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-    raise DownloadFailed(f"{show_url(url)}: more than {limits.redirects} redirects")
-
-
-async def _send(
-    client: httpx.AsyncClient,
-    url: httpx.URL,
-    headers: Mapping[str, str],
-    hub: Hub,
-    limits: FetchLimits,
-    *,
-    foreign: bool,
-) -> httpx.Response:
-    _warn_if_plain(url)
-    timeout = httpx.Timeout(limits.stall, connect=limits.connect, pool=None)
-    request = client.build_request("GET", url, headers=dict(headers), timeout=timeout)
-    if foreign:
-        for name in _CREDENTIALS:
-            request.headers.pop(name, None)
-    request.headers.update(hub.credentials(url))
-    with anyio.fail_after(limits.connect + limits.stall):
-        if foreign:
-            return await client.send(request, stream=True, follow_redirects=False, auth=None)
-        return await client.send(request, stream=True, follow_redirects=False)
-
-
-def _next_url(url: httpx.URL, response: httpx.Response) -> httpx.URL:
-    location = response.headers.get("Location", "")
-    target = url.join(location)
-    if not location or target.scheme not in {"http", "https"} or not target.host:
-        raise DownloadFailed(f"{show_url(url)} redirects to nothing that can be fetched")
-    return target
 
 
 def _warn_if_plain(url: httpx.URL) -> None:
@@ -146,6 +119,8 @@ def translated_network_errors(url: httpx.URL, limits: FetchLimits) -> Iterator[N
     """Turn what httpx and time-outs raise into `Retryable` or `DownloadFailed`."""
     try:
         yield
+    except RedirectRefused as exc:
+        raise DownloadFailed(str(exc)) from exc
     except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
         raise _connect_error(exc, url) from exc
     except (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError) as exc:
@@ -155,7 +130,7 @@ def translated_network_errors(url: httpx.URL, limits: FetchLimits) -> Iterator[N
                 "load again to go on"
             )
         ) from exc
-    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as exc:
+    except httpx.UnsupportedProtocol as exc:
         raise DownloadFailed(f"{show_url(url)} cannot be asked for: {exc}") from exc
     except (*_BROKEN, httpx.StreamError, httpx.DecodingError) as exc:
         raise Retryable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,7 +13,12 @@ import anyio
 import httpx
 from anyio import to_thread
 
-from aioembed.errors import AioembedError, DownloadInterrupted, OfflineError
+from aioembed.errors import (
+    AioembedError,
+    DownloadFailed,
+    DownloadInterrupted,
+    OfflineError,
+)
 
 from . import store
 from .cache import Cache
@@ -32,6 +38,8 @@ from .transfer import Report, Transfer, Wire
 from .transport import open_client
 
 __all__ = ["Fetcher"]
+
+_logger = logging.getLogger("aioembed.resources")
 
 
 class Fetcher:
@@ -250,6 +258,12 @@ async def _gather(
             results[index] = await work()
         except AioembedError as exc:
             failures.append(exc)
+            group.cancel_scope.cancel()
+        except Exception as exc:
+            _logger.exception("a download failed in a way that was not foreseen")
+            failure = DownloadFailed(f"the download failed unexpectedly ({type(exc).__name__})")
+            failure.__cause__ = exc
+            failures.append(failure)
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as besides:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import httpx
 
-from aioembed.errors import InvalidConfig, shorten
+from aioembed._http import UnusableURL, is_loopback, origin, parse_url, show_url
+from aioembed.errors import InvalidConfig
 
-__all__ = ["Hub", "Linked", "is_loopback", "is_offline", "origin"]
+__all__ = ["Hub", "Linked", "is_offline"]
 
 _HUB = httpx.URL("https://huggingface.co")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 _SHA256_ETAG = re.compile('(?:W/)?"?([0-9a-fA-F]{64})"?')
-_PORTS = {"http": 80, "https": 443}
+_TOKEN = re.compile("[!-~]+")
 
 
 def is_offline(offline: bool | None) -> bool:
@@ -25,21 +25,6 @@ def is_offline(offline: bool | None) -> bool:
     if offline is not None:
         return offline
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
-
-
-def origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    """Scheme, host and port: what a credential may not leave."""
-    return url.scheme, url.host, url.port or _PORTS.get(url.scheme)
-
-
-def is_loopback(url: httpx.URL) -> bool:
-    """Whether the URL's host is this machine."""
-    if url.host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(url.host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -52,22 +37,22 @@ class Hub:
     """
 
     endpoint: httpx.URL
-    token: str | None
+    token: str | None = field(repr=False)
 
     @classmethod
     def configured(cls, endpoint: str | None = None, token: str | None = None) -> Self:
         """Fill in what is None from `HF_ENDPOINT` and `HF_TOKEN`; an empty token is none.
 
         Raises:
-            InvalidConfig: The endpoint is no http(s) URL.
+            InvalidConfig: The endpoint is not an http(s) URL.
         """
         chosen = endpoint or os.environ.get("HF_ENDPOINT") or str(_HUB)
         try:
-            url = httpx.URL(chosen)
-        except httpx.InvalidURL as exc:
-            raise InvalidConfig(f"the endpoint {shorten(chosen)} is no URL: {exc}") from exc
-        if url.scheme not in _PORTS or not url.host:
-            raise InvalidConfig(f"the endpoint {shorten(chosen)} is no http: or https: URL")
+            url = parse_url(chosen)
+        except UnusableURL as exc:
+            raise InvalidConfig(
+                f"the endpoint {show_url(chosen)} (HF_ENDPOINT) cannot be used: {exc}"
+            ) from exc
         token = os.environ.get("HF_TOKEN") if token is None else token
         return cls(url, (token or "").strip() or None)
 
@@ -84,9 +69,18 @@ class Hub:
         return secure and origin(url) == origin(self.endpoint)
 
     def credentials(self, url: httpx.URL) -> dict[str, str]:
-        """Return the header with the token if `url` may see it."""
+        """Return the header with the token if `url` may see it.
+
+        Raises:
+            InvalidConfig: The token has a character that a header cannot carry.
+        """
         if self.token is None or not self.is_own(url):
             return {}
+        if not _TOKEN.fullmatch(self.token):
+            raise InvalidConfig(
+                "the token of the hub (HF_TOKEN) has a blank, a line break or a letter outside "
+                "ASCII: copy it again, alone"
+            )
         return {"Authorization": f"Bearer {self.token}"}
 
 

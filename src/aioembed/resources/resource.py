@@ -11,31 +11,21 @@ from pathlib import Path
 
 import httpx
 
+from aioembed._http import UnusableURL, parse_url, show_url
 from aioembed.errors import InvalidConfig, InvalidModelSource, shorten
 
-__all__ = ["CachedFile", "Resource", "show_url"]
+__all__ = ["CachedFile", "Resource"]
 
 _TAIL_CHARACTERS = 64
 _SHA256 = re.compile("[0-9a-f]{64}")
 _UNSAFE = re.compile("[^A-Za-z0-9._-]+")
 
 
-def show_url(url: str | httpx.URL) -> str:
-    """Return `url` for a message: without credentials and without its query, which may sign it."""
-    parsed = httpx.URL(url)
-    return f"{parsed.scheme}://{parsed.netloc.decode('ascii')}{parsed.path}"
-
-
 def _parse(url: str) -> httpx.URL:
     try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as exc:
-        raise InvalidModelSource(f"{shorten(url)} is no URL: {exc}") from exc
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise InvalidModelSource(
-            f"{shorten(url)} cannot be downloaded: give an https: URL with a host, or a path"
-        )
-    return parsed
+        return parse_url(url)
+    except UnusableURL as exc:
+        raise InvalidModelSource(f"{show_url(url)} cannot be downloaded: {exc}") from exc
 
 
 @dataclass(frozen=True)

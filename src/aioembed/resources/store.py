@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from aioembed._http import show_url
 from aioembed.errors import DownloadInProgress, IntegrityError, ResourceInUse
 
 from .layout import Entry
@@ -18,7 +19,7 @@ from .leases import is_leased
 from .locks import try_lock
 from .partial import Partial, hash_file
 from .records import Sidecar, read_record, write_record
-from .resource import CachedFile, show_url
+from .resource import CachedFile
 
 __all__ = [
     "Verify",

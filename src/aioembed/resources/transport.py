@@ -11,7 +11,7 @@ import httpcore
 import httpx
 from anyio import to_thread
 
-from ..certificates import invalid_settings_refused, read_certificates
+from .._http import new_client, read_certificates
 from .connections import FillingBackend
 
 __all__ = ["open_client"]
@@ -53,11 +53,7 @@ class _FillingTransport(httpx.AsyncBaseTransport):
 
 def _new_client() -> httpx.AsyncClient:
     """Make a client; through proxies httpx does it all itself."""
-    headers = {"User-Agent": "aioembed"}
-    with invalid_settings_refused():
-        if getproxies():
-            return httpx.AsyncClient(verify=read_certificates(), headers=headers)
-        return httpx.AsyncClient(transport=_FillingTransport(), headers=headers)
+    return new_client() if getproxies() else new_client(transport=_FillingTransport())
 
 
 @asynccontextmanager
