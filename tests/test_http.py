@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
 import threading
 import time
@@ -246,7 +247,8 @@ async def test_credentials_that_http_cannot_carry_are_a_typed_error_without_thei
 
 
 def test_the_user_agent_names_the_library_its_version_and_where_to_ask() -> None:
-    assert _http.USER_AGENT.startswith(f"aioembed/{aioembed.__version__} (+https://")
+    version = importlib.metadata.version("aioembed")
+    assert _http.USER_AGENT.startswith(f"aioembed/{version} (+https://")
 
 
 class _Resolver:

@@ -20,6 +20,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -27,7 +28,6 @@ import anyio.from_thread
 import anyio.lowlevel
 import httpx
 
-from . import __version__
 from .errors import InvalidConfig, shorten
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "show_url",
 ]
 
-USER_AGENT = f"aioembed/{__version__} (+https://pypi.org/project/aioembed/)"
+USER_AGENT = f"aioembed/{version('aioembed')} (+https://pypi.org/project/aioembed/)"
 
 _PORTS = {"http": 80, "https": 443}
 _LARGEST_PORT = 65_535
