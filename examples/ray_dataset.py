@@ -15,16 +15,21 @@ from pathlib import Path
 import pyarrow.dataset
 import ray
 import ray.data
+from ray.data import SaveMode
 from sample_images import fill
 
 from aioembed.integrations.ray import embed_images
 
 
 def embed(folder: Path, output: Path, *, model: str = "gist-512", actors: int = 2) -> None:
-    """Write a row for each file: its path, its vector, or why it has none."""
+    """Write a row for each file: its path, its vector, or why it has none.
+
+    Parquet files of an earlier run in the same place are replaced.
+    """
     paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
     images = ray.data.from_items([{"path": path} for path in paths])
-    embed_images(images, model, actors=actors, image_column="path").write_parquet(str(output))
+    embedded = embed_images(images, model, actors=actors, image_column="path")
+    embedded.write_parquet(str(output), mode=SaveMode.OVERWRITE)
 
 
 def demo(images: int = 200) -> None:
@@ -32,8 +37,9 @@ def demo(images: int = 200) -> None:
         folder, output = Path(name, "images"), Path(name, "vectors")
         folder.mkdir()
         written = list(fill(folder, images))
-        written[7].write_bytes(b"no image")
-        embed(folder, output)
+        written[7].write_bytes(b"not an image")
+        for _ in range(2):  # the second run replaces the first one's rows
+            embed(folder, output)
         table = pyarrow.dataset.dataset(output).to_table()
         print(f"{table.num_rows} rows, {table['embedding'].null_count} without a vector")
         print(*(error for error in table["error"].to_pylist() if error), sep="\n")

@@ -61,6 +61,60 @@ def test_paths_uris_and_bytes_are_embedded_as_forward_does(
     assert binary.schema.field("embedding").type == pa.list_(pa.float32(), 512)
 
 
+def tensors(kind: str) -> Any:
+    from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
+
+    pixels = np.asarray(Image.open(io.BytesIO(picture(1))))
+    if kind == "Arrow, fixed shape":
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([pixels, pixels]))
+    if kind == "Ray, fixed shape":
+        return ArrowTensorArray.from_numpy(np.stack([pixels, pixels]))
+    return ArrowVariableShapedTensorArray.from_numpy([pixels, pixels])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own
+@pytest.mark.parametrize("kind", ["Arrow, fixed shape", "Ray, fixed shape", "Ray, variable shape"])
+def test_columns_of_tensors_are_embedded(embedder: ImageEmbedder, kind: str) -> None:
+    done = embedder(pa.table({"source": tensors(kind)}))
+    expected_rows = np.tile(expected(picture(1)), (2, 1))
+    np.testing.assert_allclose(done["embedding"].to_pylist(), expected_rows, atol=1e-6)
+
+
+def test_hugging_face_images_are_embedded(embedder: ImageEmbedder, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(1))
+    rows = [
+        {"bytes": picture(1), "path": "elsewhere.png"},
+        {"bytes": None, "path": str(path)},
+        {"bytes": None, "path": None},
+    ]
+    done = embedder(pa.table({"source": rows}))
+    vectors, errors = done["embedding"].to_pylist(), done["error"].to_pylist()
+    np.testing.assert_allclose(vectors[:2], np.tile(expected(picture(1)), (2, 1)), atol=1e-6)
+    assert vectors[2] is None
+    assert errors[:2] == [None, None]
+    assert errors[2].startswith("InvalidUserInput: ")
+
+
+def test_pandas_batches_stay_pandas(embedder: ImageEmbedder) -> None:
+    pandas = pytest.importorskip("pandas")
+    done = embedder(pandas.DataFrame({"source": [picture(1), None], "number": [7, 8]}))
+    assert list(done.columns) == ["source", "number", "embedding", "error"]
+    np.testing.assert_allclose(done["embedding"][0], expected(picture(1)), atol=1e-6)
+    assert done["embedding"][1] is None
+    assert done["error"][1].startswith("InvalidUserInput: ")
+
+
+def test_batches_of_arrays_stay_arrays(embedder: ImageEmbedder) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(picture(1))))
+    done = embedder({"source": np.stack([pixels, pixels])})
+    np.testing.assert_allclose(done["embedding"], np.tile(expected(picture(1)), (2, 1)), atol=1e-6)
+    done = embedder({"source": np.array([picture(1), b"not an image"], object)})
+    assert np.isnan(done["embedding"][1]).all()
+    assert done["error"][0] is None
+    assert done["error"][1].startswith("ImageDecodeError: ")
+
+
 def test_a_row_that_fails_keeps_its_error_and_costs_the_others_nothing(
     embedder: ImageEmbedder,
 ) -> None:
@@ -93,7 +147,7 @@ def test_columns_are_named_by_the_caller_and_replaced_where_they_exist() -> None
     with closing(made) as embedder:
         done = embedder(pa.table({"a": [picture(1)], "b": ["old"], "d": [1]}))
         assert done.column_names == ["d", "b", "c"]
-        with pytest.raises(InvalidConfig, match="no column 'a', only b"):
+        with pytest.raises(InvalidConfig, match="no column 'a', only b: name"):
             embedder(done.select(["b"]))
 
 
