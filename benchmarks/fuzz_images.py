@@ -27,7 +27,7 @@ from PIL import Image
 
 from aioembed.errors import AioembedError
 from aioembed.images import SourcePolicy, fetch, load_image, prepare
-from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING
+from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING
 
 MEMORY_LIMIT = 2 * 1024**3
 SLOWEST = 5.0

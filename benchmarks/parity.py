@@ -25,7 +25,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from aioembed.images import SourcePolicy, decode, preprocess
 from aioembed.images.decode import open_encoded
 from aioembed.images.preprocess import program_input, smallest_enough
-from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING
+from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING
 from preprocess import GIST_PREPROCESSING, SUBSAMPLINGS, jpeg, pillow_stretch
 
 QUALITY = 92

@@ -35,7 +35,7 @@ from PIL import Image
 from aioembed.images import SourcePolicy
 from aioembed.images.decode import open_encoded
 from aioembed.images.preprocess import program_input, smallest_enough
-from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
+from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 Path_ = Callable[[bytes], np.ndarray]
 Maker = Callable[[], Path_]

@@ -13,7 +13,7 @@ import anyio
 from PIL import Image
 
 from aioembed import GIST_512, ImageEmbeddings, Status
-from aioembed.registry import local_path
+from aioembed.models import local_path
 from aioembed.testing import HubServer
 
 

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from aioembed import GIST_512, ImageEmbeddings, Status
-from aioembed.registry import local_path
+from aioembed.models import local_path
 from aioembed.testing import HubServer
 
 COLOURS = {Status.READY: "green", Status.GENERATING: "yellow", Status.FAILED: "red"}

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from aioembed.images import preprocess
+from aioembed.models import METADATA_METHOD, Preprocessing, ProgramMetadata
 from aioembed.runtime import Program
-from aioembed.spec import METADATA_METHOD, Preprocessing, ProgramMetadata
 from aioembed.testing.scenes import draw_scenes, near_duplicates
 
 Vector: TypeAlias = npt.NDArray[np.float32]

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from .errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
-from .runtime import MethodInfo, Program
-from .spec import (
+from .models import (
     METADATA_METHOD,
     RNE_PREPROCESSING,
     EmbeddingSpace,
@@ -21,6 +20,7 @@ from .spec import (
     Preprocessing,
     ProgramMetadata,
 )
+from .runtime import MethodInfo, Program
 
 __all__ = ["ModelContract", "read_contract"]
 

@@ -19,8 +19,7 @@ from .handle import (
     OnCall,
 )
 from .images import ImageInput, SourcePolicy, obtain, prepare
-from .registry import ModelSource
-from .spec import Modality, Preprocessing
+from .models import Modality, ModelSource, Preprocessing
 from .statistics import Stopwatch
 
 if TYPE_CHECKING:

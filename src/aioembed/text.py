@@ -19,8 +19,15 @@ from .handle import (
     OnBusy,
     OnCall,
 )
-from .registry import ModelSource, local_file, local_path, resolve_model
-from .spec import Modality, ModelSpec, Preprocessing
+from .models import (
+    Modality,
+    ModelSource,
+    ModelSpec,
+    Preprocessing,
+    local_file,
+    local_path,
+    resolve_model,
+)
 from .statistics import Stopwatch
 from .tokenize import Tokens, Truncate, report_truncation
 

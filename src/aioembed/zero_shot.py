@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from .errors import IncompatibleSpaces, InvalidConfig, InvalidUserInput, TextTooLong, shorten
 from .image import ImageEmbeddings
 from .images import ImageInput
-from .spec import EmbeddingSpace
+from .models import EmbeddingSpace
 from .text import TextEmbeddings
 from .tokenize import MAX_CHARACTERS
 

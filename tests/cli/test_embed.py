@@ -114,7 +114,7 @@ def test_one_bad_image_leaves_the_others_their_rows(
 
 def test_a_model_may_be_given_by_path(invoke: Invoke, picture: Path) -> None:
     from aioembed import GIST_512
-    from aioembed.registry import local_path
+    from aioembed.models import local_path
 
     by_path = invoke("embed", picture, "--format", "npy", "--model", local_path(GIST_512))
     by_name = invoke("embed", picture, "--format", "npy")

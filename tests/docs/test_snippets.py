@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import aioembed
-from aioembed.registry import local_path
+from aioembed.models import local_path
 from aioembed.testing import HubServer
 
 from .pages import PAGES, Snippet, snippets

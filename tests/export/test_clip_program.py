@@ -13,8 +13,8 @@ from PIL import Image
 
 from aioembed.errors import MissingExtra
 from aioembed.images import preprocess
+from aioembed.models import METADATA_METHOD, ProgramMetadata
 from aioembed.runtime import Program
-from aioembed.spec import METADATA_METHOD, ProgramMetadata
 from aioembed.testing.scenes import draw_scenes
 
 pytestmark = pytest.mark.export

@@ -11,8 +11,8 @@ import pytest
 
 from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.export.lowering import Delegation, Lowered, lower
+from aioembed.models import METADATA_METHOD, ProgramMetadata
 from aioembed.runtime import Program
-from aioembed.spec import METADATA_METHOD, ProgramMetadata
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aioembed import CLIP_PREPROCESSING, GIST_512, ImageEmbeddings, ModelSpec
 from aioembed._signature import ModelContract, read_contract
 from aioembed.errors import InvalidModelOutput, InvalidProgram, ModelError, WrongDimensions
-from aioembed.registry import local_path
+from aioembed.models import local_path
 from aioembed.runtime import Program
 
 _PROGRAMS = Path(__file__).resolve().parents[1] / "runtime" / "programs"

@@ -16,7 +16,7 @@ from aioembed import GIST_512, ImageEmbeddings, Status
 from aioembed import _probe as probing
 from aioembed._child import python_child
 from aioembed.errors import AioembedError, IntegrityError, ProbeFailed
-from aioembed.registry import local_path
+from aioembed.models import local_path
 
 pytestmark = pytest.mark.anyio
 

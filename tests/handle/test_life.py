@@ -117,7 +117,7 @@ async def test_a_failed_load_is_an_error_for_everyone_and_can_be_tried_again(
             await model.forward(pixels)
         with pytest.raises(ModelFileUnreadable):
             await model.load()
-        embedded = anyio.Path(__import__("aioembed").__path__[0]) / "models" / "gist_512.pte"
+        embedded = anyio.Path(__import__("aioembed").__path__[0]) / "data" / "gist_512.pte"
         await path.write_bytes(await embedded.read_bytes())
         await model.load()
         assert model.state.error is None

@@ -31,7 +31,7 @@ from aioembed.testing.loopback import LoopbackServer, Request, file_reply
 
 pytestmark = pytest.mark.anyio
 
-PROGRAM = (Path(aioembed.__path__[0]) / "models" / "gist_512.pte").read_bytes()
+PROGRAM = (Path(aioembed.__path__[0]) / "data" / "gist_512.pte").read_bytes()
 PIXELS = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 

@@ -16,7 +16,7 @@ from aioembed.images.decode import Stored, open_encoded
 from aioembed.images.geometry import Turn
 from aioembed.images.layout import turn_upright
 from aioembed.images.preprocess import program_input, smallest_enough
-from aioembed.spec import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
+from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 from .support import drawn, encoded
 

@@ -24,7 +24,7 @@ from aioembed.errors import (
 )
 from aioembed.images import SourcePolicy, decode, load_image, prepare
 from aioembed.images.containers import orientation_of
-from aioembed.spec import RNE_PREPROCESSING
+from aioembed.models import RNE_PREPROCESSING
 
 from .support import drawn, encoded
 

@@ -18,7 +18,7 @@ import pytest
 
 VARIANTS = 300
 MOST_CRASHES = 3
-_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/models/gist_512.pte"
+_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/data/gist_512.pte"
 
 
 def survey(script: Path, program: Path, folder: Path) -> tuple[Counter[str], list[str]]:

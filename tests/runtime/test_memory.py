@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/models/gist_512.pte"
+_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/data/gist_512.pte"
 _ROUNDS = 100
 
 

@@ -21,7 +21,7 @@ from .conftest import Brake, picture, post_scope, serving
 pytestmark = pytest.mark.anyio
 
 BODY = {"input": base64.b64encode(picture()).decode()}
-PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "models" / "gist_512.pte"
+PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "data" / "gist_512.pte"
 
 
 async def test_readyz_tells_the_progress_of_a_download(tmp_path: Path) -> None:

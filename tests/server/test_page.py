@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "models" / "gist_512.pte"
+PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "data" / "gist_512.pte"
 SHOTS = os.environ.get("AIOEMBED_SCREENSHOTS")
 ARGUMENTS = (
     "--no-sandbox",

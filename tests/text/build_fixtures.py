@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from aioembed.export.lowering import lower
-from aioembed.spec import CLIP_PREPROCESSING, Modality, ProgramMetadata
+from aioembed.models import CLIP_PREPROCESSING, Modality, ProgramMetadata
 
 from .clip_bpe import END, START, tokenizer_json, train, vocabulary
 

@@ -26,12 +26,12 @@ from aioembed.errors import (
     TokenizerError,
 )
 from aioembed.image import ImageEmbeddings
-from aioembed.registry import (
+from aioembed.models import (
     CLIP_VIT_BASE_PATCH32_IMAGE,
     CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED,
     CLIP_VIT_BASE_PATCH32_TEXT,
+    EmbeddingSpace,
 )
-from aioembed.spec import EmbeddingSpace
 from aioembed.text import TextEmbeddings, use_text_embeddings
 from aioembed.tokenize import TruncationWarning
 

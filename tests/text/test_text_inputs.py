@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from aioembed.handle import LoadedModel, ModelContract
 from aioembed.handle.replicas import Replicas
 from aioembed.handle.text_inputs import TextInputs
+from aioembed.models import EmbeddingSpace
 from aioembed.runtime import MethodInfo, TensorInfo
-from aioembed.spec import EmbeddingSpace
 from aioembed.tokenize import Tokenizer
 
 _IDS = np.array([622, 0, 5, 623])

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("textual")
 
 from aioembed import GIST_512
-from aioembed.registry import local_path
+from aioembed.models import local_path
 
 from ..handle.conftest import inference
 

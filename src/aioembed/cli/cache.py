@@ -15,7 +15,7 @@ from rich.text import Text
 
 from aioembed.errors import IntegrityError
 from aioembed.handle.remote import model_resources
-from aioembed.registry import MODELS
+from aioembed.models import MODELS
 from aioembed.resources import Cache, CachedFile
 
 from .exits import ExitCode

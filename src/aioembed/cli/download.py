@@ -17,10 +17,9 @@ from rich.progress import (
 )
 
 from aioembed.handle.remote import model_resources
-from aioembed.registry import local_file, resolve_model
+from aioembed.models import ModelSpec, local_file, resolve_model
 from aioembed.resources import Cache, CachedFile, Fetcher, Resource
 from aioembed.resources import Progress as Snapshot
-from aioembed.spec import ModelSpec
 
 from .guard import guarded, warn
 from .options import DebugOption

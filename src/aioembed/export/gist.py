@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 from aioembed.errors import MissingExtra
 from aioembed.export.lowering import Lowered, lower
+from aioembed.models import Preprocessing, ProgramMetadata
 from aioembed.runtime import Program
-from aioembed.spec import Preprocessing, ProgramMetadata
 
 try:
     import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 from aioembed.errors import InvalidConfig, MissingExtra
-from aioembed.spec import METADATA_METHOD, Precision, ProgramMetadata
+from aioembed.models import METADATA_METHOD, Precision, ProgramMetadata
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,15 @@ from ..errors import (
     WrongEventLoop,
     shorten,
 )
-from ..registry import ModelSource, resolve_model
+from ..models import (
+    EmbeddingSpace,
+    Modality,
+    ModelSource,
+    ModelSpec,
+    ProgramMetadata,
+    resolve_model,
+)
 from ..runtime import available_cpus
-from ..spec import EmbeddingSpace, Modality, ModelSpec, ProgramMetadata
 from ..state import Lifecycle, ModelState, Status
 from ..statistics import Statistics, Stopwatch
 from .bulk import BulkEmbedding

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import IntegrityError, ModelFileUnreadable, shorten
-from ..registry import local_file
-from ..spec import ModelSpec
+from ..models import ModelSpec, local_file
 
 if TYPE_CHECKING:
     from ..resources import Lease

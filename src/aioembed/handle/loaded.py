@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._signature import ModelContract, read_contract
+from ..models import ModelSpec, Preprocessing
 from ..runtime import Program, set_thread_count
-from ..spec import ModelSpec, Preprocessing
 from .files import ModelFiles
 from .replicas import Replicas
 from .text_inputs import TextInputs

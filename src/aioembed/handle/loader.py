@@ -13,8 +13,7 @@ from .._probe import probe_once
 from .._tasks import BlockingCall
 from ..errors import InvalidConfig, NotActive
 from ..folders import cache_folder
-from ..registry import local_path
-from ..spec import ModelSpec, Preprocessing
+from ..models import ModelSpec, Preprocessing, local_path
 from ..state import Lifecycle, Status
 from .files import ModelFiles, local_files
 from .loaded import LoadedModel

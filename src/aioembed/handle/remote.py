@@ -7,10 +7,9 @@ from functools import partial
 from .._probe import probe
 from .._tasks import BlockingCall
 from ..errors import InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
-from ..registry import local_file
+from ..models import ModelSpec, local_file
 from ..resources import Cache, CachedFile, DownloadControl, Fetcher, Lease, Progress, Resource
 from ..runtime import check_program_file
-from ..spec import ModelSpec
 from ..state import Lifecycle, Status
 from .files import ModelFiles
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from .._signature import ModelContract
 from ..errors import ExecutorchError, InvalidProgram, TokenizerError, shorten
+from ..models import ModelSpec, Tokenization
 from ..runtime import Program
-from ..spec import ModelSpec, Tokenization
 from ..tokenize import Tokenizer, Tokens
 from .files import ModelFiles
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..spec import Preprocessing
+from ..models import Preprocessing
 
 __all__ = ["Axis", "Geometry", "Turn"]
 

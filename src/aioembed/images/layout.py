@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec import Preprocessing
+from ..models import Preprocessing
 from .geometry import Turn
 from .resample import RgbImage
 

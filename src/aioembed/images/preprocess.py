@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidUserInput
-from ..spec import Preprocessing
+from ..models import Preprocessing
 from .decode import Stored
 from .geometry import Geometry
 from .layout import lay_out, pad, turn_upright

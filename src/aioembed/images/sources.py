@@ -15,7 +15,7 @@ from PIL import Image
 
 from .._tasks import run_in_thread
 from ..errors import FileReadFailed, ImageDecodeError, InvalidUserInput, shorten
-from ..spec import Preprocessing
+from ..models import Preprocessing
 from ..statistics import Stopwatch
 from .color import to_rgb
 from .decode import Stored, check_size, open_encoded

@@ -25,7 +25,7 @@ from ..errors import (
     MissingExtra,
     shorten,
 )
-from ..spec import EmbeddingSpace
+from ..models import EmbeddingSpace
 from .records import FileRecord, Hit
 
 __all__ = ["MOST_HITS", "Database"]

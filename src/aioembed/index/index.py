@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..handle import EmbeddingHandle
 from ..image import ImageEmbeddings
-from ..spec import EmbeddingSpace
+from ..models import EmbeddingSpace
 from .database import MOST_HITS
 from .records import Hit, SyncReport
 from .storage import Storage

@@ -14,7 +14,7 @@ from aioembed.export.clip.text import MASKED, Table
 from aioembed.export.clip.towers import build_tower
 from aioembed.export.clip.weights import Affine, Tensors, linear
 from aioembed.export.lowering import Lowered, lower
-from aioembed.spec import Precision
+from aioembed.models import Precision
 
 __all__ = ["hook_image_program", "hook_text_program"]
 

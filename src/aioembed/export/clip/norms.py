@@ -13,7 +13,7 @@ from aioembed.export.clip.blocks import Block, Dynamic, NormForm
 from aioembed.export.clip.checkpoint import Checkpoint
 from aioembed.export.clip.rounding import imitated_int8
 from aioembed.export.clip.towers import Tower, build_tower
-from aioembed.spec import Precision
+from aioembed.models import Precision
 
 __all__ = ["NormChoice", "choose_norm", "preferred_form"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from aioembed.errors import DiskFull, ExportError, InvalidConfig, MissingExtra, shorten
 from aioembed.export.clip.report import ClipReport, Int8Changes
 from aioembed.export.lowering import Lowered, lower
-from aioembed.spec import (
+from aioembed.models import (
     CLIP_PREPROCESSING,
     RNE_PREPROCESSING,
     Precision,

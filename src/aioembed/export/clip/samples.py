@@ -12,7 +12,7 @@ from torch import Tensor
 from aioembed.errors import AioembedError, InvalidConfig, shorten
 from aioembed.export.clip.shapes import TextShape
 from aioembed.images import SourcePolicy, decode, preprocess
-from aioembed.spec import Preprocessing
+from aioembed.models import Preprocessing
 from aioembed.testing.scenes import draw_scenes, near_duplicates
 
 __all__ = ["image_samples", "text_samples"]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from aioembed.errors import InvalidConfig, shorten
 from aioembed.image import ImageEmbeddings
-from aioembed.spec import Modality
+from aioembed.models import Modality
 from aioembed.state import Status
 from aioembed.text import TextEmbeddings
 

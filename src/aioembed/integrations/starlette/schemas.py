@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from aioembed.spec import Modality
+from aioembed.models import Modality
 from aioembed.state import Status
 
 __all__ = [

@@ -22,8 +22,7 @@ from starlette.routing import Mount
 from aioembed.errors import InvalidConfig
 from aioembed.image import ImageEmbeddings
 from aioembed.images import SourcePolicy
-from aioembed.registry import resolve_model
-from aioembed.spec import Modality
+from aioembed.models import Modality, resolve_model
 from aioembed.text import TextEmbeddings
 from aioembed.tokenize import Truncate
 

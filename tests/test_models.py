@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from aioembed.errors import InvalidConfig, InvalidModelSource, UnknownModel
-from aioembed.registry import GIST_512, MODELS, local_path, resolve_model
-from aioembed.spec import ModelSpec, Preprocessing
+from aioembed.models import GIST_512, MODELS, ModelSpec, Preprocessing, local_path, resolve_model
 
 
 def test_a_registered_name_gives_its_spec() -> None:
