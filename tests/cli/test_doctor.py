@@ -19,8 +19,8 @@ from .conftest import Invoke
 
 pytest.importorskip("typer")
 
-from aioembed.cli import check_install, check_machine, checkup
-from aioembed.cli.checks import Check
+from aioembed.cli import doctor
+from aioembed.cli.doctor import Check
 
 _LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the messages are those of glibc")
 Report = dict[str, dict[str, str]]
@@ -33,7 +33,7 @@ def examine(invoke: Invoke) -> Report:
 
 def look_at_machine() -> dict[str, Check]:
     """Return what the machine's checks found, by name."""
-    return {check.name: check for check in check_machine.machine_checks()}
+    return {check.name: check for check in doctor.machine_checks()}
 
 
 def alone(folder: Path, pattern: str) -> Path:
@@ -152,7 +152,7 @@ def test_doctor_notes_settings_without_showing_their_values(
 def test_a_cache_on_a_file_system_that_takes_no_files_is_broken() -> None:
     if not Path("/proc/self").exists():
         pytest.skip("no /proc")
-    check = check_machine.check_cache(Path("/proc/self/aioembed"))
+    check = doctor.check_cache(Path("/proc/self/aioembed"))
     assert check.verdict == "BROKEN"
     assert "/proc/self cannot be written" in check.found
 
@@ -160,7 +160,7 @@ def test_a_cache_on_a_file_system_that_takes_no_files_is_broken() -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_cache_without_permission_is_broken(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    check = check_machine.check_cache(tmp_path / "cache")
+    check = doctor.check_cache(tmp_path / "cache")
     assert check.verdict == "BROKEN"
     assert "Permission denied" in check.found
 
@@ -168,7 +168,7 @@ def test_a_cache_without_permission_is_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("HTTPS_PROXY", "gopher://127.0.0.1:70", "Unknown scheme for proxy"),
+        ("HTTPS_PROXY", "gopher://127.0.0.1:70", "cannot be used as a proxy"),
         ("SSL_CERT_FILE", "/there/is/none.pem", "No such file"),
     ],
 )
@@ -184,7 +184,7 @@ def test_network_settings_that_cannot_work_are_broken(
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     command = ([sys.executable, "-c", code], dict(os.environ))
-    monkeypatch.setattr(checkup, "python_child", lambda _function: command)
+    monkeypatch.setattr(doctor, "python_child", lambda _function: command)
 
 
 def test_a_trial_that_kills_its_process_is_explained(
@@ -210,7 +210,7 @@ def test_a_trial_that_raises_is_told_by_its_last_line(
 def test_a_trial_without_end_is_given_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "import threading; threading.Event().wait()"
     run_instead(monkeypatch, endless)
-    monkeypatch.setattr(checkup, "_SECONDS", 0.2)
+    monkeypatch.setattr(doctor, "_SECONDS", 0.2)
     assert "did not end within 0.2 s" in examine(invoke)["embedding"]["found"]
 
 
@@ -238,7 +238,7 @@ def test_a_c_library_without_wheels_is_named(
 def test_a_machine_without_proc_is_told_to_mount_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(check_machine, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "cpuinfo")
     check = look_at_machine()["processor"]
     assert check.verdict == "BROKEN"
     assert "mount /proc" in check.advice
@@ -249,7 +249,7 @@ def test_missing_cpu_features_are_noted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name\t: Old One\nflags\t\t: fpu sse2\n")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(check_machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(doctor, "_CPUINFO", cpuinfo)
     check = look_at_machine()["processor"]
     assert check.verdict == "note"
     assert "Old One" in check.found
@@ -266,12 +266,12 @@ def test_every_requirement_is_listed_with_its_version(invoke: Invoke) -> None:
 def test_an_extra_that_is_there_in_part_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     required = ['numpy>=1; extra == "both"', 'no-such-package>=2.0; extra == "both"']
     monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
-    checks = {check.name: check for check in check_install.install_checks()}
+    checks = {check.name: check for check in doctor.install_checks()}
     assert checks["extra both"].verdict == "note"
     assert "no-such-package missing" in checks["extra both"].found
 
 
 def test_a_missing_requirement_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda _: ["no-such-package>=1"])
-    checks = {check.name: check for check in check_install.install_checks()}
+    checks = {check.name: check for check in doctor.install_checks()}
     assert checks["packages"].verdict == "BROKEN"

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
-from aioembed.cli.batch import embed_all, named_images
+from aioembed.cli.embed import embed_all, named_images
 from aioembed.cli.progress import ProgressLine, describe_download
 
 _MEGABYTE = 1_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aioembed.cli.tables import base_names, shorten_middle
+from aioembed.cli.common import base_names, shorten_middle
 
 from .conftest import Invoke
 

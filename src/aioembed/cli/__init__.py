@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import sys
-
-from .exits import ExitCode
+from enum import IntEnum
 
 __all__ = ["ExitCode", "main"]
 
 _EXTRA = frozenset({"typer", "rich"})
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    """All was done."""
+    INPUT = 1
+    """Some inputs, or all, could not be embedded; the results of the others were written."""
+    USAGE = 2
+    """The command was called in a wrong way."""
+    MODEL = 3
+    """The model is unknown, unreadable, damaged, or the runtime refused it."""
+    DOWNLOAD = 4
+    """The model's files could not be fetched or kept."""
+    OUTPUT = 5
+    """The results could not be written."""
+    INSTALL = 6
+    """An extra is missing, or `doctor` found something broken."""
+    INDEX = 7
+    """The index file is missing, locked, damaged, or of another model."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+    CLOSED_PIPE = 141
+    """The reader of the results went away."""
 
 
 def main() -> int:

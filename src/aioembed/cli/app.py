@@ -9,16 +9,15 @@ import typer
 from aioembed import __version__
 
 from .cache import cache_app
+from .common import EXIT_CODE_HELP
 from .demo import demo
 from .doctor import doctor
 from .download import download
-from .embed import embed
-from .exits import EXIT_CODE_HELP
+from .embed import embed, similarity
 from .export import export
 from .index import index, search
 from .models import models
 from .serve import serve
-from .similarity import similarity
 
 __all__ = ["app"]
 

@@ -18,13 +18,17 @@ from aioembed.handle.remote import model_resources
 from aioembed.models import MODELS
 from aioembed.resources import Cache, CachedFile
 
-from .exits import ExitCode
-from .formats import to_json
-from .guard import guarded, report_error, usage_error
-from .models import ListingFormat
-from .options import DebugOption
-from .output import write_result
-from .tables import render_table
+from . import ExitCode
+from .common import (
+    DebugOption,
+    ListingFormat,
+    guarded,
+    render_table,
+    report_error,
+    to_json,
+    usage_error,
+    write_result,
+)
 
 __all__ = ["cache_app"]
 

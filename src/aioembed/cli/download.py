@@ -21,9 +21,7 @@ from aioembed.models import ModelSpec, local_file, resolve_model
 from aioembed.resources import Cache, CachedFile, Fetcher, Resource
 from aioembed.resources import Progress as Snapshot
 
-from .guard import guarded, warn
-from .options import DebugOption
-from .output import write_result
+from .common import DebugOption, guarded, warn, write_result
 
 __all__ = ["download"]
 

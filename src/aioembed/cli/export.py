@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .guard import guarded, warn
-from .options import DebugOption
-from .output import write_result
+from .common import DebugOption, guarded, warn, write_result
 
 __all__ = ["export"]
 

@@ -22,14 +22,23 @@ from rich.text import Text
 from aioembed import ImageEmbeddings, TextEmbeddings
 from aioembed.errors import IndexFileError
 
-from .batch import named_images
-from .exits import ExitCode
-from .formats import to_csv, to_json
-from .guard import guarded, warn
-from .options import DebugOption, ModelOption, ThreadsOption
-from .output import OutputOption, check_output, write_result
-from .similarity import SimilarityFormat
-from .tables import base_names, render_table
+from . import ExitCode
+from .common import (
+    DebugOption,
+    ModelOption,
+    OutputOption,
+    SimilarityFormat,
+    ThreadsOption,
+    base_names,
+    check_output,
+    guarded,
+    render_table,
+    to_csv,
+    to_json,
+    warn,
+    write_result,
+)
+from .embed import named_images
 
 if TYPE_CHECKING:
     from aioembed.handle import EmbeddingHandle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,20 +10,9 @@ from rich.text import Text
 
 from aioembed import MODELS
 
-from .formats import to_json
-from .guard import guarded
-from .options import DebugOption
-from .output import write_result
-from .tables import render_table
+from .common import DebugOption, ListingFormat, guarded, render_table, to_json, write_result
 
-__all__ = ["ListingFormat", "models"]
-
-
-class ListingFormat(StrEnum):
-    """What listings can be written as."""
-
-    TABLE = "table"
-    JSON = "json"
+__all__ = ["models"]
 
 
 def models(

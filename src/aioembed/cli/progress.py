@@ -11,7 +11,7 @@ from rich.status import Status as Spinner
 
 from aioembed import ImageEmbeddings, ModelState, Status
 
-from .guard import warn
+from .common import warn
 
 __all__ = ["ProgressLine", "describe_download"]
 

@@ -14,8 +14,7 @@ from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.images import SourcePolicy
 from aioembed.runtime import available_cpus
 
-from .guard import guarded, warn
-from .options import DebugOption, ThreadsOption
+from .common import DebugOption, ThreadsOption, guarded, warn
 
 if TYPE_CHECKING:
     from aioembed.integrations.starlette.serving import ModelChoice, ServerOptions

@@ -1,0 +1,300 @@
+"""What the commands share: exit codes, errors in one line, options, results, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from aioembed.errors import (
+    AioembedError,
+    BrokenInstallation,
+    DownloadControlError,
+    IncompatibleSpaces,
+    IndexFileError,
+    InvalidConfig,
+    InvalidUserInput,
+    MissingExtra,
+    ResourceError,
+)
+
+from . import ExitCode
+
+__all__ = [
+    "EXIT_CODE_HELP",
+    "DebugOption",
+    "ImagesArgument",
+    "ListingFormat",
+    "ModelOption",
+    "OutputOption",
+    "SimilarityFormat",
+    "ThreadsOption",
+    "base_names",
+    "check_output",
+    "error_record",
+    "exit_code_of",
+    "guarded",
+    "render_table",
+    "report_error",
+    "shorten_middle",
+    "to_csv",
+    "to_json",
+    "unwritable",
+    "usage_error",
+    "warn",
+    "write_result",
+]
+
+
+EXIT_CODE_HELP = (
+    "Exit codes: 0 done; 1 some or all inputs failed, the others' results were written; "
+    "2 wrong usage; 3 the model is at fault; 4 the model could not be fetched; "
+    "5 the results could not be written; 6 the installation is at fault; "
+    "7 the index is at fault; "
+    "130 interrupted; 141 the reader of the results went away."
+)
+
+_CODES = MappingProxyType(
+    {
+        InvalidConfig: ExitCode.USAGE,
+        InvalidUserInput: ExitCode.INPUT,
+        IncompatibleSpaces: ExitCode.INDEX,
+        IndexFileError: ExitCode.INDEX,
+        ResourceError: ExitCode.DOWNLOAD,
+        DownloadControlError: ExitCode.DOWNLOAD,
+        MissingExtra: ExitCode.INSTALL,
+        BrokenInstallation: ExitCode.INSTALL,
+    }
+)
+
+
+def exit_code_of(error: AioembedError) -> ExitCode:
+    """Return the exit code that tells of an error."""
+    codes = (code for family, code in _CODES.items() if isinstance(error, family))
+    return next(codes, ExitCode.MODEL)
+
+
+@contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Run a command's body; turn its errors into a line on stderr and an exit code.
+
+    Args:
+        debug: Show tracebacks.
+
+    Raises:
+        typer.Exit: In place of an `AioembedError`, an interrupt or a broken pipe.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except AioembedError as error:
+        report_error(error, debug=debug)
+        raise typer.Exit(exit_code_of(error)) from error
+    except BrokenPipeError as exc:
+        # What is still buffered must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ExitCode.CLOSED_PIPE) from exc
+    except KeyboardInterrupt as exc:
+        warn("interrupted")
+        raise typer.Exit(ExitCode.INTERRUPTED) from exc
+
+
+def report_error(error: AioembedError, *, name: str = "", debug: bool = False) -> None:
+    """Say on stderr, in one line, what failed.
+
+    Args:
+        error: What was raised.
+        name: The input it belongs to, where the message may not name it.
+        debug: Show the traceback before the line.
+    """
+    if debug:
+        traceback.print_exception(error)
+    message = " ".join(str(error).split())
+    if name and name not in message:
+        message = f"{name}: {message}"
+    typer.echo(f"aioembed: error: {message}", err=True)
+
+
+def warn(message: str) -> None:
+    """Say something on stderr, in one line."""
+    typer.echo(f"aioembed: {message}", err=True)
+
+
+def usage_error(message: str) -> typer.Exit:
+    """Say on stderr how the command should be called, and return the exit to raise."""
+    warn(f"error: {message}")
+    return typer.Exit(ExitCode.USAGE)
+
+
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE",
+        help="Paths, https:, http:, file: or data: URIs; - reads one image from stdin.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A name from `aioembed models`, the path of a .pte file, or its URL.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=256,
+        metavar="N",
+        help="Threads to compute with; as many as this process may use where not given.",
+        show_default=False,
+    ),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the results there instead of to stdout.",
+        show_default=False,
+    ),
+]
+
+
+def check_output(output: Path | None, *, binary: bool = False) -> None:
+    """Refuse an output that cannot work, before any work is done.
+
+    Args:
+        output: The file, or None for stdout.
+        binary: Whether what will be written is no text.
+
+    Raises:
+        typer.Exit: The output is a terminal for binary results, or no file can be made there.
+    """
+    if output is None:
+        if binary and sys.stdout.isatty():
+            raise usage_error("these results are binary: use --output FILE, or redirect stdout")
+        return
+    if output.is_dir() or not output.parent.is_dir() or not _writable(output):
+        raise unwritable(output, "no file can be written there")
+
+
+def write_result(result: bytes, output: Path | None) -> None:
+    """Write results.
+
+    Args:
+        result: All of it.
+        output: The file, or None for stdout.
+
+    Raises:
+        typer.Exit: The file cannot be written.
+        BrokenPipeError: The reader of stdout went away.
+    """
+    if output is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(result)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        output.write_bytes(result)
+    except OSError as exc:
+        raise unwritable(output, exc.strerror or str(exc)) from exc
+
+
+def _writable(output: Path) -> bool:
+    return os.access(output if output.exists() else output.parent, os.W_OK)
+
+
+def unwritable(output: Path, reason: str) -> typer.Exit:
+    """Say on stderr that a path cannot be written, and return the exit to raise."""
+    warn(f"error: cannot write {str(output)!r}: {reason}; give another path")
+    return typer.Exit(ExitCode.OUTPUT)
+
+
+class ListingFormat(StrEnum):
+    """What listings can be written as."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class SimilarityFormat(StrEnum):
+    """What `similarity` can write."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def error_record(error: AioembedError) -> dict[str, Any]:
+    """Return an error for JSON: its type, its code and its message."""
+    return {"type": type(error).__name__, "code": error.code, "message": str(error)}
+
+
+def to_json(document: object) -> bytes:
+    """Return a document as JSON in UTF-8 with a line end."""
+    return (json.dumps(document, ensure_ascii=False) + "\n").encode()
+
+
+def to_csv(rows: list[list[Any]]) -> bytes:
+    """Return rows as CSV (RFC 4180 quoting) in UTF-8 with bare line feeds."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+_UNBOUNDED = 100_000
+
+
+def render_table(table: Table, *, wrap: bool = False, plain: bool = False) -> bytes:
+    """Return a table as UTF-8 text, coloured where stdout is a terminal.
+
+    Args:
+        table: What to render.
+        wrap: Fold its cells where the terminal is narrow; otherwise its lines are as long as they
+            need to be.
+        plain: Never colour it.
+    """
+    console = Console(file=sys.stdout, no_color=plain, force_terminal=False if plain else None)
+    if not wrap:
+        unbounded = console.options.update(max_width=_UNBOUNDED)
+        console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
+    with console.capture() as capture:
+        console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()).encode()
+
+
+def base_names(names: Sequence[str]) -> list[str]:
+    """Return the last parts of paths and URLs, or all of each where those would be ambiguous."""
+    last = [name if name.startswith("data:") else name.rpartition("/")[2] for name in names]
+    return last if len(set(last)) == len(set(names)) and all(last) else list(names)
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """Return `text` in at most `width` characters, its middle left out where it is longer."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
