@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from aioembed import ModelState
-from aioembed.integrations.textual import describe_download, format_bytes, format_eta
+from aioembed import GIST_512, ImageEmbeddings, ModelState
+from aioembed.integrations.textual import describe_download, describe_work, format_bytes, format_eta
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,18 @@ def test_a_download_tells_what_is_known_and_fits() -> None:
         download_rate=12_500_000,
         download_eta=17,
     )
-    assert describe_download(state) == "141 MB of 352 MB · 12.5 MB/s · 17 s left"
-    assert len(describe_download(state)) <= 40
+    assert describe_download(state, 80) == "141 MB of 352 MB · 12.5 MB/s · 17 s left"
+    assert describe_download(state) == "141 MB of 352 MB · 12.5 MB/s"
     assert describe_download(state.model_copy(update={"is_paused": True})).endswith("· paused")
     assert describe_download(ModelState(downloaded_bytes=10)) == "10 B"
+
+
+def test_what_a_model_does_fits_and_leaves_out_the_least_important() -> None:
+    statistics = replace(
+        ImageEmbeddings(GIST_512).statistics(), succeeded=1_204_133, failed=12, throughput=41.5
+    )
+    state = ModelState(queue_depth=1024)
+    assert (
+        describe_work(state, statistics, 80) == "1,024 queued · 1,204,133 done · 12 failed · 41.5/s"
+    )
+    assert describe_work(state, statistics) == "1,024 queued · 1,204,133 done"

@@ -1,41 +1,42 @@
-"""A widget that shows what a model is doing."""
+"""A widget that shows what a model is doing, and its figures in words."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rich.style import Style
-from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from aioembed import ModelState, Status
-from aioembed.errors import AioembedError
+from aioembed import ModelState, Statistics, Status
+from aioembed.errors import AioembedError, InvalidConfig
 from aioembed.handle import EmbeddingHandle
 
-from .figures import describe_download, describe_work
-
-__all__ = ["ModelStatus"]
+__all__ = ["ModelStatus", "describe_download", "describe_work", "format_bytes", "format_eta"]
 
 _FRAME_SECONDS = 0.1
-_LIKE_READY = {Status.GENERATING: Status.READY}
 _PERCENT_WIDTH = 6
-_DOT = "●"
+_WIDTH = 37  # of 40 columns, within the widget's border and padding
+_MINUTE = 60
+_HOUR = 60 * _MINUTE
 
 
 class ModelStatus(Widget, can_focus=True):
-    """Shows a model: state, download, error, queue and throughput. It fits 40 columns.
+    """Shows a model: state, download, error, queue and throughput, in three lines of 40 columns.
 
     The widget has a CSS class for each state, such as `-ready` or `-failed`. It observes the
-    model and holds it not; see `ModelMixin`.
+    model and does not open or close it; see `ModelMixin`.
 
     Args:
         model: An image or text handle.
-        name: Of the widget.
-        id: Of the widget.
-        classes: CSS classes of the widget.
-        disabled: Whether it takes no keys.
+        name: The name of the widget.
+        id: The ID of the widget in the DOM.
+        classes: The CSS classes of the widget.
+        disabled: Whether the widget is disabled.
+
+    Raises:
+        InvalidConfig: `model` is not a handle.
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -52,11 +53,11 @@ class ModelStatus(Widget, can_focus=True):
     | :- | :- |
     | `model-status--state` | The state's name. |
     | `model-status--name` | The model's name. |
-    | `model-status--bar` | What of the download is done. |
-    | `model-status--track` | What of the download is left. |
+    | `model-status--bar` | The part of the download that is done. |
+    | `model-status--track` | The part of the download that is left. |
     | `model-status--figures` | Bytes, rate and time, or queue and throughput. |
     | `model-status--error` | Why the load failed. |
-    | `model-status--key` | The key that tries again. |
+    | `model-status--key` | The key that loads again. |
     """
 
     DEFAULT_CSS: ClassVar[str] = """
@@ -64,40 +65,36 @@ class ModelStatus(Widget, can_focus=True):
         height: auto;
         min-height: 3;
         padding: 0 1;
+        color: $text;
+        background: $surface;
         border-left: wide $primary;
 
-        &:focus { background: $boost; }
+        &:focus { background-tint: $foreground 5%; }
         &.-ready { border-left: wide $success; }
         &.-generating { border-left: wide $accent; }
         &.-failed { border-left: wide $error; }
-        &.-idle, &.-closed { border-left: wide $panel; }
+        &.-idle, &.-closed { border-left: wide $foreground-muted; }
 
-        & > .model-status--state { text-style: bold; color: $primary; }
-        &.-ready > .model-status--state { color: $success; }
-        &.-generating > .model-status--state { color: $accent; }
-        &.-failed > .model-status--state { color: $error; }
-        & > .model-status--name { color: $text-muted; }
-        & > .model-status--bar { color: $primary; }
-        & > .model-status--track { color: $panel; }
-        & > .model-status--figures { color: $text-muted; }
-        & > .model-status--error { color: $text-error; }
-        & > .model-status--key { text-style: bold; color: $text; }
+        & > .model-status--state { text-style: bold; }
+        & > .model-status--bar { color: $text-primary; }
+        & > .model-status--track { color: $foreground 40%; }
+        & > .model-status--key { text-style: bold; }
     }
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "retry", "Try again"),
+        Binding("r", "retry", "Load"),
         Binding("p", "pause", "Pause/resume"),
     ]
     """
     | Key | Description |
     | :- | :- |
-    | r | Load again after a failure. |
+    | r | Load, or load again after a failure. |
     | p | Pause or resume the download. |
     """
 
     state: reactive[ModelState] = reactive(ModelState(), repaint=False)
-    """What the model is doing."""
+    """The state that is shown."""
 
     def __init__(
         self,
@@ -108,33 +105,42 @@ class ModelStatus(Widget, can_focus=True):
         classes: str | None = None,
         disabled: bool = False,
     ) -> None:
+        if not hasattr(model, "subscribe"):
+            raise InvalidConfig(
+                "ModelStatus shows a handle, such as ImageEmbeddings(), "
+                f"not an object of type {type(model).__name__}"
+            )
         super().__init__(name=name, id=id, classes=classes, disabled=disabled)
         self._model = model
-        self._shown_figures = ""
-        self._done = 0
+        self._statistics = model.statistics()
 
     def on_mount(self) -> None:
-        """Begin to observe."""
-        self.state = self._model.state
+        """Start to observe."""
         self._unsubscribe = self._model.subscribe(self._follow)
-        self.set_interval(_FRAME_SECONDS, self._catch_up)
+        self.state = self._model.state
+        self.set_interval(_FRAME_SECONDS, self._draw_frame)
 
     def on_unmount(self) -> None:
-        """Cease to observe."""
+        """Stop observing."""
         self._unsubscribe()
 
     def watch_state(self, old: ModelState, new: ModelState) -> None:
         """Show another state."""
-        if old.status is not new.status or not self.has_class(f"-{new.status}"):
-            self.remove_class(*(f"-{status}" for status in Status), update=False)
+        if not self.has_class(f"-{new.status}"):
+            self.remove_class(*(f"-{status}" for status in Status))
             self.add_class(f"-{new.status}")
-        is_other = not _look_alike(old, new)
+        is_other = old.status is not new.status or old.error is not new.error
         if is_other:
             self.refresh_bindings()
-        self.refresh(layout=is_other and not self._fits())
+        self.refresh(layout=is_other)
+
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        """Show the key that loads again only while it works: the widget has the focus."""
+        super().watch_has_focus(_has_focus)
+        self.refresh(layout=True)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer a key only where it does something."""
+        """Offer a key only where it has an effect."""
         del parameters
         if action == "retry":
             return self.state.status in {Status.FAILED, Status.IDLE}
@@ -143,7 +149,7 @@ class ModelStatus(Widget, can_focus=True):
         return True
 
     def action_retry(self) -> None:
-        """Load again."""
+        """Load, or load again after a failure."""
         self.run_worker(self._load(), group="load", exclusive=True)
 
     def action_pause(self) -> None:
@@ -153,81 +159,126 @@ class ModelStatus(Widget, can_focus=True):
         else:
             self._model.pause_download()
 
-    def render(self) -> Text:
+    def render(self) -> Content:
         """Return up to three lines, more for a long error."""
         state = self.state
-        width = max(1, self.content_size.width or self.size.width)
-        lines = [self._heading(state, width)]
+        width = max(1, self.content_size.width or _WIDTH)
+        heading = f"● {state.status} "
+        name = Content(self._model.spec.name).truncate(max(1, width - len(heading)), ellipsis=True)
+        lines = [self._styled(("state", heading), ("name", name.plain))]
         if state.status is Status.DOWNLOADING:
-            lines += [self._bar(state, width), self._figures(describe_download(state))]
+            room = max(1, width - _PERCENT_WIDTH)
+            done = round(room * state.download_progress)
+            percent = f"{state.download_progress:>{_PERCENT_WIDTH}.0%}"
+            bar = ("bar", "━" * done), ("track", "━" * (room - done)), ("state", percent)
+            lines += [
+                self._styled(*bar),
+                self._styled(("figures", describe_download(state, width))),
+            ]
         elif state.is_ready:
-            lines.append(self._figures(describe_work(self._model.state, self._model.statistics())))
-        elif state.error is not None and state.status is Status.FAILED:
-            lines.append(Text(str(state.error), self._style("error")))
-            lines.append(
-                Text.assemble(("r", self._style("key")), (" tries again", self._style("figures")))
+            figures = describe_work(self._model.state, self._statistics, width)
+            lines.append(self._styled(("figures", figures)))
+        elif state.status is Status.FAILED:
+            lines.append(self._styled(("error", str(state.error))))
+            if self.has_focus:
+                lines.append(self._styled(("key", "r"), ("figures", " tries again")))
+        return Content("\n").join(lines)
+
+    def _styled(self, *parts: tuple[str, str]) -> Content:
+        return Content.assemble(
+            *(
+                (text, self.get_visual_style(f"model-status--{part}", partial=True))
+                for part, text in parts
+                if text
             )
-        return Text("\n").join(lines)
-
-    def _fits(self) -> bool:
-        """Whether as many lines are wanted as there are, which spares the screen a new layout."""
-        width, height = self.content_size
-        least = self.styles.min_height
-        wanted = len(self.render().wrap(self.app.console, max(1, width)))
-        return height == max(wanted, least.cells or 0 if least else 0)
-
-    def _heading(self, state: ModelState, width: int) -> Text:
-        status = f"{_DOT} {state.status} "
-        name = Text(self._model.spec.name)
-        name.truncate(max(0, width - len(status)), overflow="ellipsis")
-        return Text.assemble((status, self._style("state")), (name.plain, self._style("name")))
-
-    def _bar(self, state: ModelState, width: int) -> Text:
-        room = max(1, width - _PERCENT_WIDTH)
-        done = round(room * state.download_progress)
-        return Text.assemble(
-            ("━" * done, self._style("bar")),
-            ("━" * (room - done), self._style("track")),
-            (f"{state.download_progress:>6.0%}", self._style("state")),
         )
 
-    def _figures(self, text: str) -> Text:
-        return Text(text, self._style("figures"))
-
-    def _style(self, part: str) -> Style:
-        return self.get_component_rich_style(f"model-status--{part}", partial=True)
-
     def _follow(self) -> None:
-        """Show at once what looks different; what only counts on waits for the next frame."""
-        if not _look_alike(self.state, self._model.state):
-            self.state = self._model.state
-
-    def _catch_up(self) -> None:
-        state, statistics = self._model.state, self._model.statistics()
-        done = statistics.succeeded + statistics.failed
-        if self._done == done or not _is_pause(self.state, state):  # else it would flicker
+        """Show another status at once; figures wait for the next frame."""
+        state = self._model.state
+        if not (self.state.is_ready and state.is_ready) and (
+            state.status is not self.state.status or state.error is not self.state.error
+        ):
             self.state = state
-        self._done = done
-        figures = describe_work(state, statistics)
-        if state.is_ready and figures != self._shown_figures:
-            self._shown_figures = figures
+
+    def _draw_frame(self) -> None:
+        """Show what has changed since the last frame.
+
+        Between two inferences a busy model is ready for a moment: that is not shown.
+        """
+        state, before, now = self._model.state, self._statistics, self._model.statistics()
+        self._statistics = now
+        has_worked = (now.succeeded, now.failed) != (before.succeeded, before.failed)
+        if not (has_worked and self.state.status is Status.GENERATING and state.is_ready):
+            self.state = state
+        if now != before:
             self.refresh()
 
     async def _load(self) -> None:
         try:
             await self._model.load()
-        except AioembedError:
-            self.log("the load failed again; the state says why")
+        except AioembedError as error:
+            self.log(error=error)
 
 
-def _is_pause(one: ModelState, other: ModelState) -> bool:
-    return one.status is Status.GENERATING and other.status is Status.READY
+def format_bytes(count: float) -> str:
+    """Return a number of bytes, such as `61.3 kB` or `352 MB`."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    unit = 0
+    while count >= 1000 and unit < len(units) - 1:  # noqa: PLR2004
+        count /= 1000
+        unit += 1
+    return f"{count:.1f} {units[unit]}" if unit and count < 100 else f"{count:.0f} {units[unit]}"  # noqa: PLR2004
 
 
-def _look_alike(one: ModelState, other: ModelState) -> bool:
-    """Whether two states take the same lines and keys; a busy model changes many times a frame."""
-    return (
-        _LIKE_READY.get(one.status, one.status) is _LIKE_READY.get(other.status, other.status)
-        and one.error is other.error
-        and one.is_paused is other.is_paused
-    )
+def format_eta(seconds: float) -> str:
+    """Return a duration, such as `8 s`, `2:05 min` or `1:30 h`."""
+    whole = max(0, round(seconds))
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}:{whole % _MINUTE:02} min"
+    return f"{whole // _HOUR}:{whole % _HOUR // _MINUTE:02} h"
+
+
+def describe_download(state: ModelState, width: int = _WIDTH) -> str:
+    """Return how far a download is, such as `141 MB of 352 MB · 12.5 MB/s · 17 s`.
+
+    Args:
+        state: Of the model.
+        width: Most columns; what does not fit is left out, the least important first.
+    """
+    parts = [format_bytes(state.downloaded_bytes)]
+    if state.total_bytes is not None:
+        parts[0] += f" of {format_bytes(state.total_bytes)}"
+    if state.is_paused:
+        parts.append("paused")
+    elif state.download_rate > 0:
+        parts.append(f"{format_bytes(state.download_rate)}/s")
+        if state.download_eta is not None:
+            parts.append(f"{format_eta(state.download_eta)} left")
+    return _joined(parts, width)
+
+
+def describe_work(state: ModelState, statistics: Statistics, width: int = _WIDTH) -> str:
+    """Return what a loaded model does, such as `3 queued · 1,204 done · 41.5/s`.
+
+    Args:
+        state: Of the model.
+        statistics: Of the model.
+        width: Most columns; what does not fit is left out, the least important first.
+    """
+    parts = [f"{state.queue_depth:,} queued", f"{statistics.succeeded:,} done"]
+    if statistics.failed:
+        parts.append(f"{statistics.failed:,} failed")
+    parts.append(f"{statistics.throughput:.1f}/s")
+    return _joined(parts, width)
+
+
+def _joined(parts: list[str], width: int) -> str:
+    """Join as many parts as fit, at least the first."""
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + len(part) + 3 <= width:
+            text += f" · {part}"
+    return text
