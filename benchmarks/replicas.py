@@ -3,8 +3,8 @@
     python benchmarks/replicas.py [--copies 2] [--seconds 4] [--rounds 3] [--precisions fp32 int8]
 
 Only the native call is measured, on inputs made beforehand: each copy is run by a thread of its
-own, one image or one batch at a time. `shared` copies share their packed weights. Every kind runs
-in a process of its own, by turns; figures are medians of the rounds. CPU time per image tells more
+own, one image or one batch at a time. Every kind runs in a process of its own, by turns; figures
+are medians of the rounds. CPU time per image tells more
 than the rate where other processes want the CPUs too.
 Making the programs needs the [export] extra.
 """
@@ -26,14 +26,13 @@ import psutil
 from aioembed.runtime import Program, thread_count
 from programs import program
 
-KINDS = ("pool", "copies", "shared")
+KINDS = ("pool", "copies")
 
 
 def load(path: Path, kind: str, copies: int) -> list[Program]:
     if kind == "pool":
         return [Program.load(path)]
-    shared = kind == "shared"
-    return [Program.load(path, threads=1, share_weights=shared) for _ in range(copies)]
+    return [Program.load(path, threads=1) for _ in range(copies)]
 
 
 def most_at_once(loaded: Program) -> tuple[str, int]:

@@ -21,6 +21,7 @@ AioembedError
 │   ├── IntegrityError            the bytes are not the ones that were published or recorded
 │   ├── ProbeFailed               a program of unknown origin died or hung in its trial run
 │   ├── ExecutorchError           the runtime refused; `code` is ExecuTorch's own (0-50)
+│   │   └── ProgramLost           the runtime dropped a loaded program; it must be loaded again
 │   ├── WrongDimensions           a tensor has another shape or dtype than the program takes
 │   ├── UnexpectedNumInputs       another number of inputs than the program takes
 │   └── InvalidModelOutput        the program returned something that is no embedding
@@ -107,6 +108,7 @@ __all__ = [
     "NotActive",
     "OfflineError",
     "ProbeFailed",
+    "ProgramLost",
     "ResourceError",
     "ResourceInUse",
     "ResourceNotFound",
@@ -315,6 +317,10 @@ class ExecutorchError(ModelError):
         self.code = code
         self.name = name
         self.log = log
+
+
+class ProgramLost(ExecutorchError):
+    """A check inside the runtime failed during a run: the program must be loaded again."""
 
 
 class WrongDimensions(ModelError):

@@ -5,7 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
+#include <exception>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -15,6 +18,7 @@
 #include "platform.h"
 #include "program.h"
 #include "threads.h"
+#include "worker.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -27,13 +31,38 @@ using ArrayOut = nb::ndarray<nb::numpy>;
 using TensorTuple = std::tuple<std::vector<std::int32_t>, std::string, bool>;
 using MethodTuple = std::tuple<std::string, std::vector<TensorTuple>, std::vector<TensorTuple>>;
 
-// Freeing hundreds of megabytes takes a while: a forgotten program must not hold the GIL for it.
-struct BoundProgram : Program {
-  using Program::Program;
+// What Python holds. Freeing hundreds of megabytes takes a while: a forgotten program must not hold
+// the GIL for it. A forked child has the program but not its thread, which may have held any lock
+// when it was left behind: the child never touches the program again, not even to free it.
+class BoundProgram {
+ public:
+  BoundProgram(std::string path, LoadOptions options)
+      : process_(getpid()),
+        program_(std::make_unique<Program>(std::move(path), std::move(options))) {}
+
   ~BoundProgram() {
+    if (is_forked()) {
+      static_cast<void>(program_.release());
+      return;
+    }
     const nb::gil_scoped_release unlocked;
-    close();
+    program_.reset();
   }
+
+  void close() {
+    if (!is_forked()) {
+      const nb::gil_scoped_release unlocked;
+      program_->close();
+    }
+  }
+
+  Program& get() const { return *program_; }
+
+ private:
+  bool is_forked() const { return getpid() != process_; }
+
+  pid_t process_;
+  std::unique_ptr<Program> program_;
 };
 
 struct DType {
@@ -139,17 +168,15 @@ nb::dict take_constants(Program& program) {
   return constants;
 }
 
-std::vector<ArrayOut> run(
-    BoundProgram& program, const std::string& method, const std::vector<ArrayIn>& arrays) {
+std::vector<InputArray> borrow_all(const std::vector<ArrayIn>& arrays) {
   std::vector<InputArray> inputs;
   for (const ArrayIn& array : arrays) {
     inputs.push_back(borrow(array));
   }
-  std::vector<OutputArray> outputs;
-  {
-    const nb::gil_scoped_release unlocked;
-    outputs = program.run(method, inputs);
-  }
+  return inputs;
+}
+
+std::vector<ArrayOut> to_numpy_all(std::vector<OutputArray> outputs) {
   std::vector<ArrayOut> results;
   for (OutputArray& output : outputs) {
     results.push_back(to_numpy(std::move(output)));
@@ -157,17 +184,54 @@ std::vector<ArrayOut> run(
   return results;
 }
 
+std::vector<ArrayOut> run(
+    BoundProgram& program, const std::string& method, const std::vector<ArrayIn>& arrays) {
+  const std::vector<InputArray> inputs = borrow_all(arrays);
+  std::vector<OutputArray> outputs;
+  {
+    const nb::gil_scoped_release unlocked;
+    outputs = program.get().run(method, inputs);
+  }
+  return to_numpy_all(std::move(outputs));
+}
+
+void start(BoundProgram& program, std::string method, std::vector<ArrayIn> arrays) {
+  auto run = std::make_unique<Run>();
+  run->method = std::move(method);
+  run->inputs = borrow_all(arrays);
+  run->owner = std::shared_ptr<void>(
+      new std::vector<ArrayIn>(std::move(arrays)), [](void* owned) {
+        const nb::gil_scoped_acquire locked;
+        delete static_cast<std::vector<ArrayIn>*>(owned);
+      });
+  program.get().start(std::move(run));
+}
+
+std::vector<ArrayOut> collect(BoundProgram& program) {
+  std::unique_ptr<Run> run;
+  {
+    const nb::gil_scoped_release unlocked;
+    run = program.get().collect();
+  }
+  if (run->error) {
+    std::rethrow_exception(run->error);
+  }
+  return to_numpy_all(std::move(run->outputs));
+}
+
 void bind_errors(nb::module_& m) {
   static PyObject* const failure =
       nb::exception<RuntimeFailure>(m, "RuntimeFailure").release().ptr();
   nb::exception<ProgramClosed>(m, "ProgramClosed");
+  nb::exception<NothingStarted>(m, "NothingStarted");
   nb::register_exception_translator(
       [](const std::exception_ptr& pending, void*) {
         try {
           std::rethrow_exception(pending);
         } catch (const RuntimeFailure& error) {
           const nb::tuple args =
-              nb::make_tuple(error.code(), error.name(), error.what(), error.log());
+              nb::make_tuple(
+                  error.code(), error.name(), error.what(), error.log(), error.is_lost());
           PyErr_SetObject(failure, args.ptr());
         }
       },
@@ -210,25 +274,32 @@ void bind_threads(nb::module_& m) {
       "resize_pool", &resize_pool, "threads"_a, nb::kw_only(), "niceness"_a,
       nb::call_guard<nb::gil_scoped_release>(),
       "Give the pool that many threads and return whether it has them; never after a load.");
+  m.def(
+      "pause_workers", &pause_workers, nb::call_guard<nb::gil_scoped_release>(),
+      "Wait for what the programs' threads do, and let nothing begin; before a fork.");
+  m.def(
+      "resume_workers", &resume_workers, nb::kw_only(), "in_child"_a,
+      "Let it begin again; after a fork, in both processes.");
 }
 
 void bind_program(nb::module_& m) {
-  nb::class_<BoundProgram>(m, "Program", "A loaded program; every call is blocking.")
+  nb::class_<BoundProgram>(m, "Program", "A loaded program.")
       .def(
           "__init__",
-          [](BoundProgram* self, const nb::bytes& path, bool single_thread, bool share_weights,
-             int niceness) {
+          [](BoundProgram* self, const nb::bytes& path, bool single_thread,
+             const nb::bytes& packed_weights, int niceness) {
             std::string native_path(path.c_str(), path.size());
+            LoadOptions options{
+                single_thread, {packed_weights.c_str(), packed_weights.size()}, niceness};
             const nb::gil_scoped_release unlocked;
-            new (self)
-                BoundProgram(std::move(native_path), {single_thread, share_weights, niceness});
+            new (self) BoundProgram(std::move(native_path), std::move(options));
           },
-          "path"_a, nb::kw_only(), "single_thread"_a, "share_weights"_a, "niceness"_a)
+          "path"_a, nb::kw_only(), "single_thread"_a, "packed_weights"_a, "niceness"_a)
       .def(
-          "describe", [](const BoundProgram& program) { return describe(program); },
+          "describe", [](const BoundProgram& program) { return describe(program.get()); },
           "Return (name, inputs, outputs) of each method; tensors are (shape, dtype, dynamic).")
       .def(
-          "take_constants", [](BoundProgram& program) { return take_constants(program); },
+          "take_constants", [](BoundProgram& program) { return take_constants(program.get()); },
           nb::sig("def take_constants(self) -> dict[str, list[bool | int | float | str | "
                   "numpy.typing.NDArray[typing.Any]]]"),
           "Return what each constant method holds; once.")
@@ -236,10 +307,23 @@ void bind_program(nb::module_& m) {
           "run", &run, "method"_a, "inputs"_a,
           nb::sig("def run(self, method: str, inputs: collections.abc.Sequence["
                   "numpy.typing.NDArray[typing.Any]]) -> list[numpy.typing.NDArray[typing.Any]]"),
-          "Run a method; waits for the run in flight.")
+          "Run a method and wait for its result.")
       .def(
-          "close", [](BoundProgram& program) { program.close(); }, nb::call_guard<nb::gil_scoped_release>(),
-          "Free the program; waits for the run in flight.");
+          "start", &start, "method"_a, "inputs"_a,
+          nb::sig("def start(self, method: str, inputs: collections.abc.Sequence["
+                  "numpy.typing.NDArray[typing.Any]]) -> None"),
+          "Queue a run; its result takes the place of one that was not collected.")
+      .def(
+          "completion_fd",
+          [](const BoundProgram& program) { return program.get().completion_fd(); },
+          "Return a descriptor that is readable when the run that was started last has ended.")
+      .def(
+          "collect", &collect,
+          nb::sig("def collect(self) -> list[numpy.typing.NDArray[typing.Any]]"),
+          "Return the result of the run that was started last; waits until it has ended.")
+      .def(
+          "close", &BoundProgram::close,
+          "Free the program, after the run in progress; does nothing in a forked child.");
 }
 
 }  // namespace

@@ -11,8 +11,10 @@ namespace aioembed {
 
 class RuntimeFailure : public std::exception {
  public:
-  RuntimeFailure(executorch::runtime::Error error, std::string what, std::vector<std::string> log)
-      : error_(error), what_(std::move(what)), log_(std::move(log)) {}
+  RuntimeFailure(
+      executorch::runtime::Error error, std::string what, std::vector<std::string> log,
+      bool is_lost = false)
+      : error_(error), what_(std::move(what)), log_(std::move(log)), is_lost_(is_lost) {}
 
   const char* what() const noexcept override { return what_.c_str(); }
   unsigned code() const noexcept { return static_cast<unsigned>(error_); }
@@ -21,17 +23,26 @@ class RuntimeFailure : public std::exception {
     return full.substr(full.rfind(':') + 1);
   }
   const std::vector<std::string>& log() const noexcept { return log_; }
+  // Whether the program can never run again.
+  bool is_lost() const noexcept { return is_lost_; }
 
  private:
   executorch::runtime::Error error_;
   std::string what_;
   std::vector<std::string> log_;
+  bool is_lost_;
 };
 
 // The program was closed before the call got to it.
 class ProgramClosed : public std::exception {
  public:
   const char* what() const noexcept override { return "the program is closed"; }
+};
+
+// There is no started run to collect.
+class NothingStarted : public std::exception {
+ public:
+  const char* what() const noexcept override { return "nothing was started"; }
 };
 
 }  // namespace aioembed

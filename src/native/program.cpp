@@ -17,9 +17,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "errors.h"
-#include "platform.h"
-
 // `num_instructions`, `method` and `get_input` are marked so, and nothing else tells what they do.
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
@@ -150,15 +147,15 @@ struct Program::Staged {
         nullptr,
         order.data(),
         strides.data());
-    padded.resize(impl->nbytes() + kReadBeyondEnd);
-    std::memcpy(padded.data(), input.data, impl->nbytes());
-    impl->set_data(padded.data());
+    padded.reset(new std::uint8_t[impl->nbytes() + kReadBeyondEnd]);
+    std::memcpy(padded.get(), input.data, impl->nbytes());
+    impl->set_data(padded.get());
   }
 
   std::vector<std::int32_t> sizes;
   std::vector<std::uint8_t> order;
   std::vector<std::int32_t> strides;
-  std::vector<std::uint8_t> padded;
+  std::unique_ptr<std::uint8_t[]> padded;
   std::optional<TensorImpl> impl;
 };
 
@@ -189,9 +186,14 @@ struct Program::Planned {
   std::optional<HierarchicalAllocator> allocator;
 };
 
-// Runs `work`; what the C++ library throws (as for absurd sizes) becomes a RuntimeFailure.
+// Runs `work`, on the pool or without it; what the C++ library throws (as for absurd sizes) becomes
+// a RuntimeFailure.
 template <typename Work>
 auto Program::translated(const std::string& doing, const ErrorLines& log, Work work) {
+  std::optional<NoThreadPoolGuard> guard;
+  if (load_options_.single_thread) {
+    guard.emplace();
+  }
   try {
     return work();
   } catch (const std::bad_alloc&) {
@@ -200,35 +202,17 @@ auto Program::translated(const std::string& doing, const ErrorLines& log, Work w
     fail(Error::MemoryAllocationFailed, doing, log);
   } catch (const FailedCheck&) {
     static_cast<void>(module_.release());  // in no state to be destroyed
-    fail(Error::InvalidProgram, doing, log);
+    lost_.emplace(Error::InvalidProgram, doing, log.lines(), is_loaded_);
+    throw *lost_;
   }
 }
-
-Program::~Program() = default;
 
 Program::Program(std::string path, LoadOptions options)
-    : path_(std::move(path)), load_options_(options) {
-  if (load_options_.niceness > 0) {
-    worker_.emplace(load_options_.niceness);
-  }
-  work([this] { load(); });
+    : path_(std::move(path)), load_options_(std::move(options)), worker_(load_options_.niceness) {
+  worker_.run([this] { load(); });
 }
 
-// Does a task at the program's priority, on the pool or without it.
-void Program::work(const std::function<void()>& task) {
-  const auto guarded = [&] {
-    std::optional<NoThreadPoolGuard> guard;
-    if (load_options_.single_thread) {
-      guard.emplace();
-    }
-    task();
-  };
-  if (worker_) {
-    worker_->run(guarded);
-  } else {
-    guarded();
-  }
-}
+Program::~Program() { close(); }
 
 void Program::load() {
   const ErrorLines log;
@@ -237,10 +221,13 @@ void Program::load() {
     // One workspace per model: with a global one (2, the default) two models block each other, and
     // with one per delegate (0) a program of many delegates takes tens of megabytes more.
     check(backend_options_.set_option("workspace_sharing_mode", 1), doing, log);
-    check(
-        backend_options_.set_option("weight_cache_enabled", load_options_.share_weights),
-        doing,
-        log);
+    if (!load_options_.packed_weights.empty()) {
+      check(backend_options_.set_option("weight_cache_enabled", true), doing, log);
+      check(
+          backend_options_.set_option("packed_cache_path", load_options_.packed_weights.c_str()),
+          doing,
+          log);
+    }
     check(
         backend_options_map_.set_options("XnnpackBackend", backend_options_.view()), doing, log);
     module_ = std::make_unique<Module>(path_, Module::LoadMode::Mmap);
@@ -259,6 +246,7 @@ void Program::load() {
       }
       load_one(name);
     }
+    is_loaded_ = true;
   });
 }
 
@@ -355,19 +343,83 @@ std::vector<TensorInfo> Program::describe_outputs(const MethodMeta& meta, const 
 
 std::vector<OutputArray> Program::run(
     const std::string& method, const std::vector<InputArray>& inputs) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!module_) {
+  std::vector<OutputArray> outputs;
+  if (!worker_.run([&] { outputs = compute(method, inputs); })) {
     throw ProgramClosed();
   }
-  std::vector<OutputArray> outputs;
-  work([&] { outputs = compute(method, inputs); });
   return outputs;
+}
+
+void Program::start(std::unique_ptr<Run> run) {
+  std::vector<std::unique_ptr<Run>> forgotten;  // freed without the lock: Python may run then
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Run* const started = run.get();
+  if (!worker_.post([this, started] { perform(*started); })) {
+    throw ProgramClosed();
+  }
+  runs_.push_back(std::move(run));
+  awaited_ = started;
+  completion_.clear();
+  forgotten = take_forgotten();
+}
+
+std::unique_ptr<Run> Program::collect() {
+  std::vector<std::unique_ptr<Run>> forgotten;
+  std::unique_lock<std::mutex> lock(mutex_);
+  run_ended_.wait(lock, [this] { return awaited_ == nullptr || awaited_->ended; });
+  if (awaited_ == nullptr) {
+    throw NothingStarted();
+  }
+  Run* const collected = std::exchange(awaited_, nullptr);
+  completion_.clear();
+  forgotten = take_forgotten();
+  const auto place = std::find_if(forgotten.begin(), forgotten.end(), [&](const auto& run) {
+    return run.get() == collected;
+  });
+  return std::move(*place);
+}
+
+// On the worker's thread, which must not free a run.
+void Program::perform(Run& run) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const bool is_awaited = &run == awaited_;
+  lock.unlock();
+  try {
+    if (is_awaited) {
+      run.outputs = compute(run.method, run.inputs);
+    }
+  } catch (...) {
+    run.error = std::current_exception();
+  }
+  lock.lock();
+  run.ended = true;
+  if (&run == awaited_) {
+    completion_.set();
+    run_ended_.notify_all();
+  }
+}
+
+// Ended runs whose result nobody waits for.
+std::vector<std::unique_ptr<Run>> Program::take_forgotten() {
+  const auto kept = std::stable_partition(runs_.begin(), runs_.end(), [this](const auto& run) {
+    return !run->ended || run.get() == awaited_;
+  });
+  std::vector<std::unique_ptr<Run>> forgotten(
+      std::make_move_iterator(kept), std::make_move_iterator(runs_.end()));
+  runs_.erase(kept, runs_.end());
+  return forgotten;
 }
 
 std::vector<OutputArray> Program::compute(
     const std::string& method, const std::vector<InputArray>& inputs) {
   const ErrorLines log;
   const std::string doing = "running the method '" + method + "'";
+  if (lost_) {
+    throw *lost_;
+  }
+  if (closing_) {
+    throw ProgramClosed();
+  }
   return translated(doing, log, [&] {
     std::vector<std::unique_ptr<Staged>> staged;
     std::vector<EValue> values;
@@ -387,11 +439,12 @@ std::vector<OutputArray> Program::compute(
 }
 
 void Program::close() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!module_) {
-    return;
-  }
-  worker_.reset();
+  closing_ = true;
+  worker_.post([this] { free_memory(); });
+  worker_.finish();
+}
+
+void Program::free_memory() {
   module_.reset();
   planned_.clear();
 #ifdef __GLIBC__

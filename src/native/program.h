@@ -4,8 +4,10 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/runtime/backend/options.h>
 
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,6 +16,8 @@
 #include <variant>
 #include <vector>
 
+#include "completion.h"
+#include "errors.h"
 #include "platform.h"
 #include "worker.h"
 
@@ -54,12 +58,24 @@ struct Constant {
   std::vector<ConstantValue> values;
 };
 
-struct LoadOptions {
-  bool single_thread = false;
-  bool share_weights = false;
-  int niceness = 0;  // of the threads that load and run, above the caller's; 0 is the caller itself
+// A call of a method from its start to the collection of its result.
+struct Run {
+  std::string method;
+  std::vector<InputArray> inputs;
+  std::shared_ptr<void> owner;  // of the inputs' memory; never released by the program's own thread
+  std::vector<OutputArray> outputs;
+  std::exception_ptr error;  // in place of outputs
+  bool ended = false;
 };
 
+struct LoadOptions {
+  bool single_thread = false;
+  std::string packed_weights;  // file that keeps them, if any; at most 255 bytes
+  int niceness = 0;            // of the threads that load and run, above the caller's
+};
+
+// Loads, runs and frees the program on a thread of its own. Of `start` and `collect`, one caller at
+// a time; the rest may be called from any thread.
 class Program {
  public:
   // Maps the file, verifies it and loads every method; throws RuntimeFailure.
@@ -69,10 +85,19 @@ class Program {
   const std::vector<MethodInfo>& methods() const { return methods_; }
   std::vector<Constant> take_constants() { return std::exchange(constants_, {}); }
 
-  // Waits for the run in flight. Throws ProgramClosed or RuntimeFailure.
+  // Waits its turn and for the result. Throws ProgramClosed or RuntimeFailure.
   std::vector<OutputArray> run(const std::string& method, const std::vector<InputArray>& inputs);
 
-  // Waits for the run in flight; idempotent.
+  // Queues a run, whose result takes the place of an earlier one. Throws ProgramClosed.
+  void start(std::unique_ptr<Run> run);
+
+  // Readable when the run that was started last has ended.
+  int completion_fd() const { return completion_.fd(); }
+
+  // Takes the run that was started last, when it has ended. Throws NothingStarted.
+  std::unique_ptr<Run> collect();
+
+  // Frees the program after the run in progress; what is queued ends with ProgramClosed. Idempotent.
   void close();
 
  private:
@@ -81,28 +106,41 @@ class Program {
 
   template <typename Work>
   auto translated(const std::string& doing, const ErrorLines& log, Work work);
-  void work(const std::function<void()>& task);
   void load();
   void load_one(const std::string& name);
   executorch::runtime::HierarchicalAllocator* plan_memory(
       const executorch::runtime::MethodMeta& meta);
   std::vector<OutputArray> compute(
       const std::string& method, const std::vector<InputArray>& inputs);
+  void perform(Run& run);
+  std::vector<std::unique_ptr<Run>> take_forgotten();
+  void free_memory();
   std::vector<TensorInfo> describe_inputs(
       const executorch::runtime::MethodMeta& meta, const executorch::runtime::Method& method);
   std::vector<TensorInfo> describe_outputs(
       const executorch::runtime::MethodMeta& meta, const executorch::runtime::Method& method);
 
+  // The worker's thread alone uses these, once it has them.
   std::string path_;
   LoadOptions load_options_;
-  std::mutex mutex_;
-  std::optional<Worker> worker_;
-  executorch::runtime::BackendOptions<2> backend_options_;  // must outlive the module
+  executorch::runtime::BackendOptions<3> backend_options_;  // must outlive the module
   executorch::runtime::LoadBackendOptionsMap backend_options_map_;
   std::vector<std::unique_ptr<Planned>> planned_;  // must outlive the module
   std::unique_ptr<executorch::extension::Module> module_;
+  bool is_loaded_ = false;
+  std::optional<RuntimeFailure> lost_;  // why there is no module although nobody closed the program
+
   std::vector<MethodInfo> methods_;
   std::vector<Constant> constants_;
+
+  std::mutex mutex_;  // of what follows
+  std::condition_variable run_ended_;
+  std::vector<std::unique_ptr<Run>> runs_;  // started, and not collected or forgotten yet
+  Run* awaited_ = nullptr;                  // the one of them whose result is wanted
+  Completion completion_;
+
+  std::atomic<bool> closing_{false};
+  Worker worker_;
 };
 
 }  // namespace aioembed

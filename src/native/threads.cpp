@@ -39,7 +39,7 @@ bool resize(std::size_t threads) {
 
 bool resize_pool(std::size_t threads, int niceness) {
   bool has_them = false;
-  Worker(niceness).run([&] { has_them = resize(threads); });
+  static_cast<void>(Worker(niceness).run([&] { has_them = resize(threads); }));
   return has_them;
 }
 

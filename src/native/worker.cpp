@@ -9,10 +9,10 @@
 #endif
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdint>
-#include <exception>
-#include <mutex>
+#include <future>
+#include <new>
+#include <shared_mutex>
 #include <utility>
 
 namespace aioembed {
@@ -55,66 +55,83 @@ void give_way(int niceness) {
 void give_way(int /*niceness*/) {}  // it would be the whole process that does
 #endif
 
+std::mutex entrance;         // to `working`, so that new tasks do not keep a fork waiting
+std::shared_mutex working;  // shared by the tasks in progress
+
+std::shared_lock<std::shared_mutex> enter() {
+  const std::lock_guard<std::mutex> lock(entrance);
+  return std::shared_lock<std::shared_mutex>(working);
+}
+
 }  // namespace
 
-// Where work is laid down by one thread and done by the other.
-struct Worker::Desk {
-  std::mutex mutex;
-  std::condition_variable changed;
-  const std::function<void()>* work = nullptr;
-  std::exception_ptr error;
-  bool closing = false;
-
-  void serve() {
-    std::unique_lock<std::mutex> lock(mutex);
-    for (;;) {
-      changed.wait(lock, [this] { return work != nullptr || closing; });
-      if (work == nullptr) {
-        return;
-      }
-      lock.unlock();
-      std::exception_ptr raised;
-      try {
-        (*work)();
-      } catch (...) {
-        raised = std::current_exception();
-      }
-      lock.lock();
-      error = std::move(raised);
-      work = nullptr;
-      changed.notify_all();
-    }
-  }
-};
-
-Worker::Worker(int niceness) : desk_(std::make_unique<Desk>()), process_(getpid()) {
-  thread_ = std::make_unique<std::thread>([desk = desk_.get(), niceness] {
-    give_way(niceness);
-    desk->serve();
-  });
+void pause_workers() {
+  entrance.lock();
+  working.lock();
 }
 
-Worker::~Worker() {
-  if (getpid() != process_) {  // forked: the thread stayed behind, and nothing here can be ended
-    static_cast<void>(thread_.release());
-    static_cast<void>(desk_.release());
+void resume_workers(bool in_child) {
+  if (in_child) {  // glibc unlocks a shared mutex for none but the thread that locked it
+    new (&working) std::shared_mutex;
+    new (&entrance) std::mutex;
     return;
   }
-  {
-    const std::lock_guard<std::mutex> lock(desk_->mutex);
-    desk_->closing = true;
-  }
-  desk_->changed.notify_all();
-  thread_->join();
+  working.unlock();
+  entrance.unlock();
 }
 
-void Worker::run(const std::function<void()>& work) {
-  std::unique_lock<std::mutex> lock(desk_->mutex);
-  desk_->work = &work;
-  desk_->changed.notify_all();
-  desk_->changed.wait(lock, [this] { return desk_->work == nullptr; });
-  if (const std::exception_ptr raised = std::exchange(desk_->error, nullptr)) {
-    std::rethrow_exception(raised);
+Worker::Worker(int niceness)
+    : thread_([this, niceness] {
+        give_way(niceness);
+        serve();
+      }) {}
+
+bool Worker::post(Task task) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (finishing_) {
+      return false;
+    }
+    tasks_.push_back(std::move(task));
+  }
+  changed_.notify_one();
+  return true;
+}
+
+bool Worker::run(const Task& task) {
+  std::packaged_task<void()> packaged(task);
+  std::future<void> outcome = packaged.get_future();
+  if (!post([&packaged] { packaged(); })) {
+    return false;
+  }
+  outcome.get();
+  return true;
+}
+
+void Worker::finish() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finishing_ = true;
+  }
+  changed_.notify_one();
+  std::call_once(joined_, [this] { thread_.join(); });
+}
+
+void Worker::serve() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return !tasks_.empty() || finishing_; });
+    if (tasks_.empty()) {
+      return;
+    }
+    const Task task = std::move(tasks_.front());
+    tasks_.pop_front();
+    lock.unlock();
+    {
+      const auto in_progress = enter();
+      task();
+    }
+    lock.lock();
   }
 }
 

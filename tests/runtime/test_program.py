@@ -186,13 +186,6 @@ def test_close_is_idempotent_and_a_run_after_it_is_refused(programs: Path) -> No
     assert program.methods["forward"].inputs == (PAIR, PAIR)
 
 
-def test_programs_may_share_weights(programs: Path) -> None:
-    path = programs / "linear_xnnpack.pte"
-    first, second = (Program.load(path, share_weights=True) for _ in range(2))
-    first.close()
-    np.testing.assert_allclose(second.run(ones(1, 8))[0], linear(ones(1, 8)), rtol=1e-6)
-
-
 def test_says_what_is_built_in() -> None:
     assert backends() == ("XnnpackBackend",)
     assert EXECUTORCH_VERSION.startswith("1.5.1")

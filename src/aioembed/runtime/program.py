@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..errors import (
     ModelClosed,
     ModelError,
     ModelFileUnreadable,
+    ProgramLost,
     UnexpectedNumInputs,
     WrongDimensions,
     shorten,
@@ -42,7 +44,9 @@ not tell them apart."""
 EXECUTORCH_VERSION: str = "none" if load_failure() else _native.EXECUTORCH_VERSION
 """Version of the ExecuTorch libraries that were built in; `none` where they cannot be loaded."""
 
+_NICENESS = 1  # more costs throughput where others compute too; at 0 the event loop has to wait
 _SHOWN_LINES = 3
+_LOST = "load the program again; if this is repeated, its file is damaged"
 _HINTS = {
     "OperatorMissing": "the program uses an operator that the CPU runtime does not have; "
     "export it through the XNNPACK partitioner",
@@ -101,8 +105,10 @@ class MethodInfo:
 class Program:
     """A program that is loaded and can be run; make one with `Program.load`.
 
-    Runs of one program come one after the other, whichever threads ask for them. Programs do not
-    wait for each other, but those that share weights do.
+    It computes on a thread of its own, one run after the other. There are two ways to ask for one:
+    `run` waits for the result; `start` does not, and makes `completion_fd` readable when the
+    result is there for `collect`. `start` and `collect` are for one owner, which awaits one result
+    at a time; `run` may be called from any thread, also meanwhile.
 
     Attributes:
         path: Of the file. It is memory-mapped: replace it by renaming, never write into it.
@@ -116,7 +122,6 @@ class Program:
 
     def __init__(self, path: Path, native: _native.Program) -> None:
         self.path = path
-        self._native = native
         self._process = os.getpid()
         self.methods = MappingProxyType({method.name: method for method in _describe(native)})
         self.constants = MappingProxyType(
@@ -125,6 +130,10 @@ class Program:
                 for name, values in native.take_constants().items()
             }
         )
+        # A program that is still alive when the interpreter exits is freed then, while its thread
+        # can still be waited for, whoever refers to this object.
+        self._natives = [native]
+        weakref.finalize(self, self._natives.clear)
 
     @classmethod
     def load(
@@ -132,21 +141,18 @@ class Program:
         path: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        share_weights: bool = False,
-        niceness: int = 0,
+        niceness: int = _NICENESS,
     ) -> Self:
         """Map a program's file, verify it and load all its methods. Blocks: use a worker thread.
 
         Args:
             path: Of a `.pte` file.
-            threads: 1 runs the program on its caller's thread alone, so that several programs
-                can run beside each other. None or `thread_count()` uses the pool that all such
-                programs share; no other count can be had.
-            share_weights: Share packed weights with other programs loaded so. It saves their
-                memory, but such programs run one at a time.
+            threads: 1 runs the program on its own thread alone, so that several programs can run
+                beside each other. None or `thread_count()` uses the pool that all such programs
+                share; no other count can be had.
             niceness: By how much the priority of what computes is below that of the calling
-                thread, on Linux: the program has a thread of its own then. The pool keeps the
-                priority that the first program on it asked for.
+                thread, on Linux. The pool keeps the priority that the first program on it asked
+                for.
 
         Raises:
             ModelFileUnreadable: The file is missing or cannot be opened.
@@ -163,7 +169,7 @@ class Program:
             native = _native.Program(
                 os.fsencode(location),
                 single_thread=single_thread,
-                share_weights=share_weights,
+                packed_weights=b"",
                 niceness=niceness if sys.platform == "linux" else 0,
             )
         return cls(location, native)
@@ -184,24 +190,88 @@ class Program:
             WrongDimensions: An input has another dtype, shape or memory layout.
             InvalidConfig: There is no such method, or the process was forked after the load.
             ModelClosed: The program was closed.
-            ExecutorchError: The runtime failed.
+            ProgramLost: The runtime dropped the program, in this run or an earlier one.
+            ExecutorchError: The runtime failed; the program can still be used.
         """
-        info = self._method(method)
-        _check_inputs(info, inputs)
+        native = self._usable()
+        _check_inputs(self._method(method), inputs)
         with _translated(self.path):
-            return tuple(self._native.run(method, list(inputs)))
+            return tuple(native.run(method, list(inputs)))
+
+    def start(self, *inputs: Array, method: str = "forward") -> None:
+        """Queue a run of a method and return immediately.
+
+        The result of an earlier start that was not collected is dropped, and so is one that
+        nobody has collected when the program is closed.
+
+        Args:
+            *inputs: As for `run`. They are kept until the run has ended.
+            method: Which one.
+
+        Raises:
+            UnexpectedNumInputs: Another number of inputs than the method has.
+            WrongDimensions: An input has another dtype, shape or memory layout.
+            InvalidConfig: There is no such method, or the process was forked after the load.
+            ModelClosed: The program was closed.
+        """
+        native = self._usable()
+        _check_inputs(self._method(method), inputs)
+        with _translated(self.path):
+            native.start(method, list(inputs))
+
+    @property
+    def completion_fd(self) -> int:
+        """File descriptor that is readable when the run that was started last has ended.
+
+        It stays the same for the program's whole life, and open after `close()` for as long as
+        this object exists. Wait for it, as with `anyio.wait_readable`, and never read it:
+        `collect()` does.
+
+        Raises:
+            InvalidConfig: The process was forked after the load.
+        """
+        return self._usable().completion_fd()
+
+    def collect(self) -> tuple[Array, ...]:
+        """Return the result of the run that was started last, once.
+
+        Blocks, with the GIL released, until the run has ended; not after `completion_fd` was
+        readable.
+
+        Returns:
+            One new array per output.
+
+        Raises:
+            InvalidConfig: Nothing was started since the last call, or the process was forked after
+                the load.
+            ModelClosed: The program was closed before the run began.
+            ProgramLost: The runtime dropped the program, in this run or an earlier one.
+            ExecutorchError: The runtime failed; the program can still be used.
+        """
+        native = self._usable()
+        with _translated(self.path):
+            return tuple(native.collect())
 
     def close(self) -> None:
-        """Free the program's memory, after the run in flight. Blocks; idempotent."""
-        self._native.close()
+        """Free the program's memory, after the run in progress. Blocks; idempotent.
+
+        Runs that are queued end with `ModelClosed`. In a forked child it does nothing.
+        """
+        for native in self._natives:
+            native.close()
         forward_log()
 
-    def _method(self, name: str) -> MethodInfo:
+    def _usable(self) -> _native.Program:
         if os.getpid() != self._process:
             raise InvalidConfig(
                 f"{shorten(self.path)} was loaded before this process was forked, and its "
                 "threads stayed behind; load it in this process"
             )
+        if not self._natives:
+            raise ModelClosed(f"{shorten(self.path)} was closed when the interpreter exited")
+        return self._natives[0]
+
+    def _method(self, name: str) -> MethodInfo:
         try:
             return self.methods[name]
         except KeyError as exc:
@@ -253,17 +323,23 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except _native.ProgramClosed as exc:
         raise ModelClosed(f"{shorten(path)} is closed; load it again") from exc
+    except _native.NothingStarted as exc:
+        raise InvalidConfig(f"no run of {shorten(path)} was started: call start() first") from exc
     except _native.RuntimeFailure as exc:
         raise _typed(path, *exc.args) from exc
     finally:
         forward_log()
 
 
-def _typed(path: Path, code: int, name: str, doing: str, log: Sequence[str]) -> ModelError:
-    hint = _HINTS.get(name)
+def _typed(  # noqa: PLR0917  # as the native module raises it
+    path: Path, code: int, name: str, doing: str, log: Sequence[str], is_lost: bool
+) -> ModelError:
+    hint = _LOST if is_lost else _HINTS.get(name)
     text = f"{shorten(path)}: {doing} failed: {name} ({code})"
     text += f"; {hint}" if hint else ""
     text += f" [{'; '.join(log[:_SHOWN_LINES])}]" if log else ""
+    if is_lost:
+        return ProgramLost(text, code=code, name=name, log=tuple(log))
     if name == "InvalidProgram":
         return InvalidProgram(f"{text}; the file is damaged: fetch or export it again")
     if name == "AccessFailed":
