@@ -3,11 +3,9 @@
     python benchmarks/parity.py [--photographs FOLDER] [--no-vectors]
 
 `rne` against `cv2.resize`, `clip` against the transformers CLIP image processor (its Pillow
-backend), on photographs and on noise of awkward sizes; and, as the embedded model has it, JPEGs of
-8,000 pixels, which the decoder may scale (the fraction says by how much), against Pillow on all
-their pixels. Differences are in steps of 1/255. The vectors are those of transformers' CLIP
-ViT-B/32 with random weights of a fixed seed; the model is the same on both sides, so the cosine
-says what the difference in pixels does.
+backend), on photographs and on noise of awkward sizes. Differences are in steps of 1/255. The
+vectors are those of transformers' CLIP ViT-B/32 with random weights of a fixed seed; the model is
+the same on both sides, so the cosine says what the difference in pixels does.
 """
 
 from __future__ import annotations
@@ -19,17 +17,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from aioembed.images import SourcePolicy, decode, preprocess
-from aioembed.images.decode import open_encoded
-from aioembed.images.preprocess import program_input, smallest_enough
 from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING
-from preprocess import GIST_PREPROCESSING, SUBSAMPLINGS, jpeg, pillow_stretch
-
-QUALITY = 92
-"""The lowest at which the decoder may scale."""
 
 Embed = Callable[[np.ndarray], np.ndarray]
 SIZES = ((1, 1), (1, 2), (3, 7), (1, 5000), (5000, 1), (112, 112), (223, 225), (225, 223),
@@ -78,34 +70,6 @@ def transformers_clip(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(processor(Image.fromarray(rgb))["pixel_values"][0], np.float32)
 
 
-def large_jpegs(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Photographs enlarged, many of them side by side at their own size, and thin lines."""
-    scene = sorted(folder.rglob("*_1.jpg"))
-    tiles = [Image.open(path).convert("RGB") for path in (*scene, *sorted(folder.glob("*.*g")))]
-    wide = Image.new("RGB", (8000, 6000))
-    rng = np.random.default_rng(0)
-    for top in range(0, 6000, 400):
-        for left in range(0, 8000, 500):
-            tile = tiles[rng.integers(len(tiles))]
-            x, y = (int(rng.integers(max(1, side - 400))) for side in tile.size)
-            wide.paste(tile.crop((x, y, x + 500, y + 400)), (left, top))
-    yield from in_each_form("side by side", wide)
-    for tile, name in zip(tiles, ("landscape", "portrait"), strict=False):
-        factor = 8000 / max(tile.size)
-        size = (round(tile.width * factor), round(tile.height * factor))
-        yield from in_each_form(f"{name} enlarged", tile.resize(size, Image.Resampling.LANCZOS))
-    lines = Image.new("RGB", (8000, 6000), "white")
-    draw = ImageDraw.Draw(lines)
-    for x, y, across, down in rng.integers((0, 0, -80, -80), (8000, 6000, 80, 80), (200_000, 4)):
-        draw.line((x, y, x + across, y + down), fill="black")
-    yield from in_each_form("lines of one pixel", lines)
-
-
-def in_each_form(name: str, image: Image.Image) -> Iterator[tuple[str, bytes]]:
-    for form in SUBSAMPLINGS:
-        yield f"{name}, {form}", jpeg(image, form, QUALITY)
-
-
 def row(name: str, ours: np.ndarray, reference: np.ndarray, embed: Embed | None) -> np.ndarray:
     apart = np.abs(ours - reference) * 255
     alike = cosine(embed(ours), embed(reference)) if embed else float("nan")
@@ -118,11 +82,6 @@ def table(title: str, rows: Iterator[np.ndarray]) -> None:
     print(f"\n{title}\n{'':32}{'max':>8}{'mean':>9}{'beyond 1':>10}{'cosine':>12}")
     worst = np.max(list(rows), axis=0)
     print(f"{'worst':32}{worst[0]:8.2f}{worst[1]:9.4f}{worst[2]:10.5f}{-worst[3]:12.7f}")
-
-
-def shrunk(data: bytes) -> tuple[np.ndarray, int]:
-    stored = open_encoded(data, SourcePolicy.trusted()).load(smallest_enough(GIST_PREPROCESSING))
-    return program_input(stored, GIST_PREPROCESSING)[0], stored.shrunk
 
 
 def main() -> None:
@@ -143,13 +102,6 @@ def main() -> None:
         (row(name, preprocess(rgb, CLIP_PREPROCESSING)[0], transformers_clip(rgb), embed)
          for name, rgb in images(folder)),
     )  # fmt: skip
-
-    def scaled() -> Iterator[np.ndarray]:
-        for name, data in large_jpegs(folder):
-            ours, factor = shrunk(data)
-            yield row(f"{name} (1/{factor})", ours, pillow_stretch(96)(data), None)
-
-    table("large JPEGs to 96 x 96, as the decoder scales them, against Pillow", scaled())
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@
 
 Prints, for 12 and 48 megapixels, the median processor time of each path, its ratio to this
 library's, and how far its pixels are from this library's. Peers that are not installed are left
-out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes, at the
-size it decodes to: 1/2 for large greyscale ones of quality 92 and more. `gist` is the embedded
-model's way, to 96 x 96. Below each table: whether this library is no slower than the fastest peer
-of the same pixels, and, where the decoder scales, three times as fast as plain Pillow. Each path
-has a process of its own, as a program that uses it would be, and takes turns with the others: in
-one process each would get the memory that another left.
+out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes. `gist` is
+the way of a small model, to 96 x 96. Below each table: whether this library is no slower than the
+fastest peer of the same pixels. Each path has a process of its own, as a program that uses it
+would be, and takes turns with the others: in one process each would get the memory that another
+left.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from PIL import Image
 
 from aioembed.images import SourcePolicy
 from aioembed.images.decode import open_encoded
-from aioembed.images.preprocess import program_input, smallest_enough
+from aioembed.images.preprocess import program_input
 from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 Path_ = Callable[[bytes], np.ndarray]
@@ -45,7 +44,6 @@ GIST_PREPROCESSING = Preprocessing(
 """Of the embedded model."""
 
 US, DECODER = "aioembed", "decoder alone"
-TIMES_PILLOW = 3.0
 NO_SLOWER = 0.99
 """What two medians of the same path can differ by."""
 SUBSAMPLINGS = ("4:2:0", "4:4:4", "grey")
@@ -56,22 +54,17 @@ def ours(preprocessing: Preprocessing) -> Path_:
     policy = SourcePolicy.trusted()
 
     def run(data: bytes) -> np.ndarray:
-        stored = open_encoded(data, policy).load(smallest_enough(preprocessing))
+        stored = open_encoded(data, policy).load()
         return np.asarray(program_input(stored, preprocessing)[0])
 
     return run
 
 
-def shrunk_by(preprocessing: Preprocessing, data: bytes) -> int:
-    policy = SourcePolicy.trusted()
-    return open_encoded(data, policy).load(smallest_enough(preprocessing)).shrunk
-
-
-def decoder(preprocessing: Preprocessing) -> Path_:
+def decoder() -> Path_:
     policy = SourcePolicy.trusted()
 
     def run(data: bytes) -> np.ndarray:
-        open_encoded(data, policy).load(smallest_enough(preprocessing))
+        open_encoded(data, policy).load()
         return np.empty(0)
 
     return run
@@ -139,7 +132,7 @@ NEEDED = {"OpenCV": "cv2", "transformers": "transformers"}
 def paths_of(way: str) -> dict[str, Maker]:
     preprocessing, peers = WAYS[way]
     present = {name: peer for name, peer in peers.items() if find_spec(NEEDED.get(name, "PIL"))}
-    return {US: partial(ours, preprocessing), DECODER: partial(decoder, preprocessing), **present}
+    return {US: partial(ours, preprocessing), DECODER: decoder, **present}
 
 
 def work(way: str, name: str, orders: Connection) -> None:
@@ -211,25 +204,21 @@ def medians(paths: Mapping[str, Connection], data: bytes, rounds: int) -> dict[s
 
 
 def report(way: str, paths: Mapping[str, Connection], about: str, data: bytes, rounds: int) -> None:
-    shrunk = shrunk_by(WAYS[way][0], data)
     pixels = {name: run(path, data)[1] for name, path in paths.items()}
     times = medians(paths, data, rounds)
     print(f"\n{way}, {about}\n{'':22}{'ms':>8}{'ratio':>8}   largest / mean difference, in 1/255")
     same = []
     for name, taken in times.items():
-        label = f"{name}, 1/{shrunk}" if name == DECODER else name
         ratio = taken / times[US]
         apart = np.abs(pixels[name] - pixels[US]) * 255 if pixels[name].size else None
         found = "" if apart is None else f"{apart.max():.0f} / {apart.mean():.3f}"
-        print(f"{label:22}{taken * 1000:8.1f}{ratio:7.2f}x   {found}")
+        print(f"{name:22}{taken * 1000:8.1f}{ratio:7.2f}x   {found}")
         if apart is not None and apart.max() < 1.5 and name != US:
             same.append(ratio)
     judge("no slower than the fastest peer of the same pixels", min(same, default=None), NO_SLOWER)
-    if shrunk > 1:
-        judge("plain Pillow, where the decoder scales", times["Pillow"] / times[US])
 
 
-def judge(goal: str, ratio: float | None, least: float = TIMES_PILLOW) -> None:
+def judge(goal: str, ratio: float | None, least: float) -> None:
     if ratio is not None:
         print(f"{'met' if ratio >= least else 'MISSED'}: {goal}: {ratio:.2f}x, {least:.2f}x wanted")
 

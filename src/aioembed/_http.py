@@ -27,6 +27,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 import httpx
+import idna
 
 from .errors import InvalidConfig, shorten
 
@@ -198,6 +199,8 @@ class Redirects:
             return await self._client.send(
                 request, stream=True, auth=self._auth(), follow_redirects=False
             )
+        except idna.IDNAError:  # of the answer's Location, which the client looks into
+            raise self._leads_nowhere() from None
         except (httpx.LocalProtocolError, UnicodeError):
             # Their messages and attributes hold the header's value.
             raise InvalidConfig(

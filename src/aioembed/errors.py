@@ -342,9 +342,25 @@ class InvalidModelOutput(ModelError):
 
 
 class InvalidUserInput(AioembedError):
-    """What was passed in to be embedded is at fault; the model is unharmed."""
+    """What was passed in to be embedded is at fault; the model is unharmed.
+
+    Args:
+        problem: What is wrong.
+        rule: The limit or rule that it goes against, if any.
+        remedy: What a caller of the library can do about it.
+
+    Attributes:
+        problem: What is wrong, without the remedy, for programs with words of their own for that.
+        rule: The field of `SourcePolicy` that refuses it, `malformed` where none could allow it,
+            and None where no policy is concerned.
+    """
 
     code = 117
+
+    def __init__(self, problem: str, *, rule: str | None = None, remedy: str = "") -> None:
+        super().__init__(f"{problem}: {remedy}" if remedy else problem)
+        self.problem = problem
+        self.rule = rule
 
 
 class FileReadFailed(InvalidUserInput):
@@ -370,15 +386,7 @@ class TextTooLong(InvalidUserInput):
 
 
 class SourceRefused(InvalidUserInput):
-    """The source policy refuses this source.
-
-    Attributes:
-        rule: The field of `SourcePolicy` that refuses it, or `malformed` where none could allow it.
-    """
-
-    def __init__(self, message: str, *, rule: str) -> None:
-        super().__init__(message)
-        self.rule = rule
+    """The source policy refuses this source; `rule` says why."""
 
 
 class ImageFetchFailed(InvalidUserInput):

@@ -18,7 +18,7 @@ from .handle import (
     OnBusy,
     OnCall,
 )
-from .images import ImageInput, SourcePolicy, obtain, prepare
+from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
 from .models import Modality, ModelSource, Preprocessing
 from .statistics import Stopwatch
 
@@ -40,7 +40,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         prevent_load: Do not load when entered; `load` does it later.
         source_policy: What images may be and where they may come from; the default,
             `SourcePolicy.trusted()`, is for the program's own calls. Give
-            `SourcePolicy.untrusted()` where strangers choose the URIs.
+            `SourcePolicy.untrusted()` where others choose the URIs.
         threads: 1 computes in one thread alone. Another number sets the size of the process's
             XNNPACK pool, which can change only before the first model is loaded. None leaves the
             pool at the number of CPUs this process may use.
@@ -58,7 +58,9 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             under way, as the hook does.
         cache_dir: Folder of downloaded models, in place of the platform's.
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
-        http_client: Fetches models and images, in place of clients of its own. It is not closed.
+        http_client: Fetches models, and images where the source policy allows private addresses
+            (as `trusted` does), in place of clients of its own; its headers are sent. Under
+            `untrusted` it fetches models only, which is logged. It is not closed.
         preprocessing: In place of the one the model says.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and disturbs nobody.
@@ -107,8 +109,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             on_busy=on_busy,
             on_call=on_call,
         )
-        self._http_client = http_client
         self._policy = source_policy or SourcePolicy.trusted()
+        self._fetcher = ImageFetcher(self._policy, http_client=http_client)
 
     @property
     def source_policy(self) -> SourcePolicy:
@@ -116,13 +118,19 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         return self._policy
 
     async def forward(
-        self, image: ImageInput, *, timeout: float | None = None
+        self,
+        image: ImageInput,
+        *,
+        format: ChannelOrder = "RGB",  # noqa: A002
+        timeout: float | None = None,
     ) -> NDArray[np.float32]:
         """Embed one image.
 
         Args:
             image: An `https:`, `http:`, `file:` or `data:` URI, a path, raw base64, the bytes of
-                an image file, a `PIL.Image.Image`, or a uint8 array `(height, width, 3)` in RGB.
+                an image file, an open binary file, a `PIL.Image.Image`, or a uint8 array: grey
+                `(height, width)`, or `(height, width, 3 or 4)`.
+            format: The order of an array's channels; OpenCV's are `BGR`.
             timeout: Seconds that it may take. What still waits then is never decoded; an
                 inference of its own that has begun is let finish.
 
@@ -134,19 +142,27 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             ModelNotLoaded: No load was started.
             ModelBusy: Too many calls wait already.
             ForwardTimeout: It took longer than `timeout`.
-            InvalidConfig: `timeout` is no positive number.
+            InvalidConfig: `timeout` is not a positive number, or `format` does not go with the
+                image.
             ModelClosed: The handle was closed.
             AioembedError: The load that this call waited for failed.
         """
-        return await super().forward(image, timeout=timeout)
+        return await super().forward(in_rgb(image, format), timeout=timeout)
 
     embed = forward
+
+    async def aclose(self) -> None:
+        """As on every handle, and close the connections that images were fetched over."""
+        try:
+            await super().aclose()
+        finally:
+            await self._fetcher.aclose()
 
     async def _obtain(self, item: ImageInput, stopwatch: Stopwatch) -> ImageInput:
         if not isinstance(item, str):
             return item
         with stopwatch.measure("fetch"):
-            return await obtain(item, self._policy, http_client=self._http_client)
+            return await self._fetcher.obtain(item)
 
     async def _prepare(self, item: ImageInput, model: LoadedModel, stopwatch: Stopwatch) -> Inputs:
         preprocessing = model.contract.preprocessing
@@ -156,7 +172,6 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             item,
             preprocessing,
             policy=self._policy,
-            http_client=self._http_client,
             limiter=self._decoders,
             stopwatch=stopwatch,
         )

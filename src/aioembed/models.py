@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -53,6 +53,7 @@ Modality = Literal["image", "text"]
 Precision = Literal["fp32", "int8"]
 
 _Triple = tuple[float, float, float]
+_Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Frozen(BaseModel):
@@ -76,7 +77,8 @@ class Preprocessing(_Frozen):
         height: Rows of the program's image, in pixels.
         width: Columns of the program's image, in pixels.
         resize: `stretch` scales both sides to the target, ignoring the aspect ratio. `crop`
-            scales the shortest side to the target's, then cuts the centre out.
+            scales the shortest side to the target's, then cuts the centre out. `letterbox`
+            scales the image until it fits inside, and fills both sides evenly.
         interpolation: The resampling kernel.
         antialias: Whether the kernel widens with the scale when shrinking (as Pillow does), or
             reads only its fixed neighbourhood (as OpenCV does).
@@ -89,12 +91,13 @@ class Preprocessing(_Frozen):
             channel.
         patch_size: Side of a patch in pixels, for the layout `patches`.
         shortest_edge: Pixels that `crop` scales the shortest side to; by default the smaller of
-            height and width. What the scaled image lacks is filled with zeros on all sides.
+            height and width. What the scaled image lacks is filled on all sides.
+        pad_value: Levels of red, green and blue, 0 to 255, that fill what the scaled image lacks.
     """
 
     height: PositiveInt
     width: PositiveInt
-    resize: Literal["stretch", "crop"]
+    resize: Literal["stretch", "crop", "letterbox"]
     interpolation: Literal["bilinear", "bicubic"]
     antialias: bool
     scale: float = 1 / 255
@@ -103,6 +106,7 @@ class Preprocessing(_Frozen):
     layout: Literal["nchw", "patches"] = "nchw"
     patch_size: PositiveInt | None = None
     shortest_edge: PositiveInt | None = None
+    pad_value: tuple[_Level, _Level, _Level] = (0, 0, 0)
 
     @model_validator(mode="after")
     def _values_are_finite(self) -> Self:
@@ -140,6 +144,8 @@ class Preprocessing(_Frozen):
         )
         if self.shortest_edge is not None:
             fields = (*fields, self.shortest_edge)
+        if any(self.pad_value):
+            fields = (*fields, self.pad_value)
         return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
 
 

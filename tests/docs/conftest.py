@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -13,7 +12,7 @@ from PIL import Image
 
 import aioembed
 from aioembed import CLIP_PREPROCESSING, ModelSpec
-from aioembed.images import PolicyTransport, fetching
+from aioembed.images import fetching
 
 _FIXTURES = Path(__file__).resolve().parents[1] / "text" / "fixtures"
 _IMAGES = ("cat", "dog")
@@ -64,11 +63,7 @@ def example_org(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = folder / Path(request.url.path).name
         return httpx.Response(200, content=path.read_bytes())
 
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        return ["93.184.215.14"]
+    def transport(policy: aioembed.SourcePolicy, **_: object) -> httpx.MockTransport:
+        return httpx.MockTransport(answer)
 
-    def pinned(policy: aioembed.SourcePolicy, **_: object) -> PolicyTransport:
-        transport = httpx.MockTransport(answer)
-        return PolicyTransport(policy, resolver=resolve, transport=transport)
-
-    monkeypatch.setattr(fetching, "PolicyTransport", pinned)
+    monkeypatch.setattr(fetching, "PolicyTransport", transport)

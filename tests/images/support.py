@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
-import httpx
+import httpcore
 import numpy as np
 from PIL import Image
 
@@ -50,36 +50,19 @@ class Web:
         self.answer(path, b"", f"Location: {location}", status="302 Found")
 
 
-class ToLoopback(httpx.AsyncBaseTransport):
+class ToLoopback(httpcore.AnyIOBackend):
     """Makes the connections of tests: whatever the address, to the server on loopback."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.seen: list[httpx.Request] = []
-        self._inner = httpx.AsyncHTTPTransport(trust_env=False)
+        self.seen: list[str] = []
+        """The addresses that were connected to."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.seen.append(request)
-        local = httpx.Request(
-            request.method,
-            request.url.copy_with(scheme="http", host="127.0.0.1", port=self.port),
-            headers=request.headers,
-            stream=request.stream,
-            extensions={
-                name: value for name, value in request.extensions.items() if name == "timeout"
-            },
-        )
-        response = await self._inner.handle_async_request(local)
-        # Read to its end: httpcore leaves a generator open when a body is cut off.
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        body = b"".join([chunk async for chunk in response.stream])
-        await response.aclose()
-        return httpx.Response(
-            response.status_code, headers=response.headers, stream=httpx.ByteStream(body)
-        )
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+    async def connect_tcp(
+        self, host: str, port: int, *options: Any, **named: Any
+    ) -> httpcore.AsyncNetworkStream:
+        self.seen.append(host)
+        return await super().connect_tcp("127.0.0.1", self.port, *options, **named)
 
 
 @asynccontextmanager
@@ -91,17 +74,20 @@ async def serving() -> AsyncIterator[Web]:
     async def serve(stream: anyio.abc.SocketStream) -> None:
         web.connections += 1
         async with stream:
-            head = b""
             try:
-                while b"\r\n\r\n" not in head:
-                    head += await stream.receive()
-                web.requests.append(head.decode())
-                path = head.split(b" ", 2)[1].decode()
-                answer = web.answers.get(path)
-                if answer is None:
-                    await anyio.sleep_forever()
-                else:
-                    await stream.send(answer)
+                while True:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        head += await stream.receive()
+                    web.requests.append(head.decode())
+                    path = head.split(b" ", 2)[1].decode()
+                    answer = web.answers.get(path)
+                    if answer is None:
+                        await anyio.sleep_forever()
+                    else:
+                        await stream.send(answer)
+                    if b"Content-Length" not in (answer or b""):
+                        return
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 return
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import pytest
 
@@ -18,11 +20,15 @@ from aioembed.errors import (
     SourceRefused,
 )
 from aioembed.images import PolicyTransport, SourcePolicy, fetch, is_public, load_image
-from aioembed.images.addresses import parse_address
+from aioembed.images.guard import parse_address
 
 from .support import PUBLIC, ToLoopback, Web, resolver_of, serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # httpcore leaves a generator open where a body is cut off; the connection is closed.
+    pytest.mark.filterwarnings("ignore:Async generator 'httpcore:ResourceWarning"),
+]
 
 UNTRUSTED = SourcePolicy.untrusted()
 NAMES = {"good.example": [PUBLIC], "other.example": [PUBLIC]}
@@ -76,7 +82,7 @@ def fetching(
             url,
             policy,
             resolver=resolver_of(NAMES if names is None else names),
-            transport=transport,
+            backend=transport,
             **options,  # type: ignore[arg-type]
         )
 
@@ -164,13 +170,10 @@ async def test_promise_34_the_name_is_resolved_once_and_the_connection_pinned(we
 
     web.answer("/cat", b"pixels")
     transport = ToLoopback(web.port)
-    url = "https://Good.Example/cat"
-    assert await fetch(url, UNTRUSTED, resolver=rebinding, transport=transport) == b"pixels"
+    url = "http://Good.Example/cat"
+    assert await fetch(url, UNTRUSTED, resolver=rebinding, backend=transport) == b"pixels"
     assert asked == ["good.example"]
-    (seen,) = transport.seen
-    assert seen.url.host == PUBLIC
-    assert seen.headers["host"] == "good.example"
-    assert seen.extensions["sni_hostname"] == "good.example"
+    assert transport.seen == [PUBLIC]
     assert "host: good.example" in web.requests[0].lower()
 
 
@@ -178,17 +181,19 @@ async def test_promise_34_the_next_checked_address_is_tried(web: Web) -> None:
     web.answer("/cat", b"pixels")
 
     class FirstIsDown(ToLoopback):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            if request.url.host == "93.184.216.1":
-                raise httpx.ConnectError("down")
-            return await super().handle_async_request(request)
+        async def connect_tcp(
+            self, host: str, port: int, *options: Any, **named: Any
+        ) -> httpcore.AsyncNetworkStream:
+            if host == "93.184.216.1":
+                raise httpcore.ConnectError("down")
+            return await super().connect_tcp(host, port, *options, **named)
 
     names = {"good.example": ["93.184.216.1", "2606:2800:220:1::1"]}
     transport = FirstIsDown(web.port)
     url = "http://good.example/cat"
-    got = await fetch(url, UNTRUSTED, resolver=resolver_of(names), transport=transport)
+    got = await fetch(url, UNTRUSTED, resolver=resolver_of(names), backend=transport)
     assert got == b"pixels"
-    assert transport.seen[0].url.host == "2606:2800:220:1::1"
+    assert transport.seen == ["2606:2800:220:1::1"]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +260,23 @@ async def test_promise_35_the_byte_cap_counts_what_compression_expands_to() -> N
     async with serving() as web:
         web.answer("/bomb", gzip.compress(b"\0" * 40_000_000), "Content-Encoding: gzip")
         web.answer("/fits", zlib.compress(b"pixels"), "Content-Encoding: deflate")
-        web.answer("/twice", b"", "Content-Encoding: gzip, gzip")
+        web.answer(
+            "/twice", gzip.compress(gzip.compress(b"pixels")), "Content-Encoding: gzip, gzip"
+        )
+        twice = gzip.compress(gzip.compress(b"\0" * 40_000_000))
+        web.answer("/twice-a-bomb", twice, "Content-Encoding: gzip, gzip")
+        raw = zlib.compressobj(wbits=-15)
+        headless = raw.compress(b"pixels") + raw.flush()
+        web.answer("/headless", headless, "Content-Encoding: deflate")
+        web.answer("/brotli", b"pixels", "Content-Encoding: br")
         web.answer("/broken", b"no gzip at all", "Content-Encoding: gzip")
         get, _ = fetching(web, policy=UNTRUSTED.allow(max_bytes=100_000))
-        assert await get("http://good.example/fits") == b"pixels"  # type: ignore[misc]
-        with pytest.raises(ImageTooLarge):
-            await get("http://good.example/bomb")  # type: ignore[misc]
-        for path in ("twice", "broken"):
+        for path in ("fits", "twice", "headless"):
+            assert await get(f"http://good.example/{path}") == b"pixels"  # type: ignore[misc]
+        for path in ("bomb", "twice-a-bomb"):
+            with pytest.raises(ImageTooLarge):
+                await get(f"http://good.example/{path}")  # type: ignore[misc]
+        for path in ("brotli", "broken"):
             with pytest.raises(ImageFetchFailed):
                 await get(f"http://good.example/{path}")  # type: ignore[misc]
 
@@ -274,11 +289,11 @@ async def test_promise_35_the_total_time_is_capped(web: Web) -> None:
 
 async def test_promise_35_redirects_are_capped(web: Web) -> None:
     web.redirect("/cat", "/cat")
-    get, transport = fetching(web)
+    get, _ = fetching(web)
     with pytest.raises(SourceRefused) as caught:
         await get("http://good.example/cat")  # type: ignore[misc]
     assert caught.value.rule == "max_redirects"
-    assert len(transport.seen) == UNTRUSTED.max_redirects + 1
+    assert len(web.requests) == UNTRUSTED.max_redirects + 1
 
 
 async def test_promise_35_only_listed_ports_and_hosts_are_asked(web: Web) -> None:
@@ -315,7 +330,7 @@ async def test_the_transport_works_by_itself(web: Web) -> None:
     transport = PolicyTransport(
         UNTRUSTED.allow(max_bytes=1_000_000),
         resolver=resolver_of(NAMES),
-        transport=ToLoopback(web.port),
+        backend=ToLoopback(web.port),
     )
     async with httpx.AsyncClient(transport=transport, follow_redirects=True) as client:
         assert (await client.get("http://good.example/cat")).content == b"pixels"

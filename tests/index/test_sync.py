@@ -14,7 +14,7 @@ from PIL import Image
 
 from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
 from aioembed.errors import FileReadFailed, IncompatibleSpaces
-from aioembed.images.files import read_file
+from aioembed.images import read_file
 from aioembed.index import EmbeddingIndex, SyncReport
 
 from .conftest import LONG_AGO_NS, SPACE, draw

@@ -5,19 +5,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .addresses import is_public
 from .decode import decode
 from .policy import IMAGE_FORMATS, ImageFormat, SourcePolicy
 from .preprocess import preprocess
 from .resample import RgbImage
-from .sources import ImageInput, load_image, obtain, prepare, read_encoded
+from .sources import (
+    ChannelOrder,
+    ImageFetcher,
+    ImageInput,
+    in_rgb,
+    load_image,
+    prepare,
+    read_encoded,
+    read_file,
+)
 
 if TYPE_CHECKING:
-    from .fetching import fetch
-    from .transport import PolicyTransport, Resolver, resolve
+    from .fetching import PolicyTransport, Resolver, fetch, resolve
+    from .guard import is_public
 
 __all__ = [
     "IMAGE_FORMATS",
+    "ChannelOrder",
+    "ImageFetcher",
     "ImageFormat",
     "ImageInput",
     "PolicyTransport",
@@ -26,20 +36,22 @@ __all__ = [
     "SourcePolicy",
     "decode",
     "fetch",
+    "in_rgb",
     "is_public",
     "load_image",
-    "obtain",
     "prepare",
     "preprocess",
     "read_encoded",
+    "read_file",
     "resolve",
 ]
 
 _NEED_HTTPX = {
+    "PolicyTransport": ".fetching",
+    "Resolver": ".fetching",
     "fetch": ".fetching",
-    "PolicyTransport": ".transport",
-    "Resolver": ".transport",
-    "resolve": ".transport",
+    "is_public": ".guard",
+    "resolve": ".fetching",
 }
 
 

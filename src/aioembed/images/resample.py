@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .color import to_rgb
-from .geometry import Axis
-
-__all__ = ["Pixels", "RgbImage", "as_array", "resample_antialiased", "resample_plain"]
+__all__ = [
+    "Axis",
+    "Pixels",
+    "RgbImage",
+    "Turn",
+    "as_array",
+    "resample_antialiased",
+    "resample_plain",
+    "turn_upright",
+]
 
 RgbImage = NDArray[np.uint8]
 """Rows, columns, and the channels red, green, blue: uint8 `(height, width, 3)`."""
@@ -37,9 +43,79 @@ _Weights = NDArray[np.int32]
 _Indices = NDArray[np.intp]
 
 
+class Axis(NamedTuple):
+    """One side of the resampling.
+
+    Attributes:
+        source: Pixels of the stored image along this side.
+        resized: Pixels that the whole side is scaled to.
+        first: First of the scaled pixels that is kept.
+        kept: How many of them are kept.
+    """
+
+    source: int
+    resized: int
+    first: int
+    kept: int
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every pixel is kept as it is."""
+        return self.source == self.resized == self.kept
+
+    @property
+    def flipped(self) -> Axis:
+        """The same pixels counted from the other end."""
+        return self._replace(first=self.resized - self.first - self.kept)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Where the kept pixels begin and end in the source, in pixels."""
+        begin = self.first * self.source / self.resized
+        end = (self.first + self.kept) * self.source / self.resized
+        return begin, min(end, float(self.source))
+
+
+class Turn(NamedTuple):
+    """EXIF's orientation as what makes the stored image upright: swap the sides, then flip."""
+
+    swap: bool
+    flip_y: bool
+    flip_x: bool
+
+    @classmethod
+    def of(cls, orientation: int) -> Turn:
+        """Return the turn for EXIF's orientation, 1 to 8 (CIPA DC-008, tag 0x0112)."""
+        return _TURNS[orientation]
+
+
+_TURNS = {
+    1: Turn(swap=False, flip_y=False, flip_x=False),
+    2: Turn(swap=False, flip_y=False, flip_x=True),
+    3: Turn(swap=False, flip_y=True, flip_x=True),
+    4: Turn(swap=False, flip_y=True, flip_x=False),
+    5: Turn(swap=True, flip_y=False, flip_x=False),
+    6: Turn(swap=True, flip_y=False, flip_x=True),
+    7: Turn(swap=True, flip_y=True, flip_x=True),
+    8: Turn(swap=True, flip_y=True, flip_x=False),
+}
+
+
+def turn_upright(pixels: RgbImage, orientation: int) -> RgbImage:
+    """Return a view of a stored image the right way up.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`.
+        orientation: EXIF's, 1 to 8.
+    """
+    turn = Turn.of(orientation)
+    swapped = pixels.transpose(1, 0, 2) if turn.swap else pixels
+    return swapped[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1]
+
+
 def as_array(pixels: Pixels) -> RgbImage:
-    """Return pixels as uint8 `(height, width, 3)`."""
-    return np.asarray(to_rgb(pixels)) if isinstance(pixels, Image.Image) else pixels
+    """Return pixels, in mode RGB or L where they are an image, as uint8 `(height, width, 3)`."""
+    return np.asarray(pixels.convert("RGB")) if isinstance(pixels, Image.Image) else pixels
 
 
 def resample_antialiased(
@@ -47,7 +123,6 @@ def resample_antialiased(
     x: Axis,
     y: Axis,
     interpolation: Interpolation,
-    shrunk: int = 1,
     *,
     rows_first: bool = False,
 ) -> RgbImage:
@@ -60,7 +135,6 @@ def resample_antialiased(
         x: Along its width.
         y: Along its height.
         interpolation: The kernel.
-        shrunk: Factor by which the decoder has shrunk both sides already.
         rows_first: Scale the height before the width, for an image that lies on its side:
             values are rounded between the passes, so their order shows.
 
@@ -70,11 +144,11 @@ def resample_antialiased(
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kernel = _KERNELS[interpolation]
     large = x.resized * y.resized > _WORTH_CUTTING * x.kept * y.kept
-    if not (rows_first or large or shrunk > 1):
+    if not (rows_first or large):
         whole = as_array(image.resize((x.resized, y.resized), kernel))
         return whole[y.first : y.first + y.kept, x.first : x.first + x.kept]
     for axis in (y, x) if rows_first else (x, y):
-        begin, end = (place / shrunk for place in axis.span)
+        begin, end = axis.span
         across = axis is x
         image = image.resize(
             (x.kept, image.height) if across else (image.width, y.kept),

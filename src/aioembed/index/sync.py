@@ -19,8 +19,7 @@ from .._tasks import BlockingCall
 from ..errors import AioembedError, FileReadFailed, InvalidUserInput
 from ..handle import Ok
 from ..image import ImageEmbeddings
-from ..images import SourcePolicy
-from ..images.files import read_file
+from ..images import SourcePolicy, read_file
 from .database import Database
 from .records import FileRecord, SyncReport
 from .storage import Storage
