@@ -26,8 +26,8 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
+from aioembed.download import Cache, Fetcher, FetchLimits, Resource, Timing
 from aioembed.errors import AioembedError
-from aioembed.resources import Cache, Fetcher, FetchLimits, Resource, Timing
 from aioembed.testing import LoopbackServer, Reply, Request, file_reply
 
 SIZE = 5_000_000
@@ -35,7 +35,7 @@ LIMITS = FetchLimits(connect=2.0, stall=0.5, retries=5)
 SIDE_BY_SIDE = 6
 CHILD = """
 import sys, anyio
-from aioembed.resources import Cache, Fetcher, Resource
+from aioembed.download import Cache, Fetcher, Resource
 async def main():
     await Fetcher(Cache(sys.argv[1])).fetch([Resource(sys.argv[2], sys.argv[3] or None)])
 anyio.run(main)
@@ -142,9 +142,9 @@ class Run:
         command = [sys.executable, "-c", CHILD, str(self.cache.directory), resource.url]
         command.append(resource.sha256 or "")
         async with await anyio.open_process(command) as process:
-            entry = self.cache.entry(resource)
+            folder = self.cache.entry(resource).folder
             threshold = self.chaos.rng.randrange(1_000_000, SIZE - 1_000_000)
-            await self.server.wait_for(lambda: entry.part_size() >= threshold)
+            await self.server.wait_for(lambda: partial_bytes(folder) >= threshold)
             process.send_signal(signal.SIGKILL)
             if await process.wait() != -signal.SIGKILL:
                 self.violations.append(f"{index}: the process ended before it was killed")
@@ -179,6 +179,11 @@ class Run:
             self.violations.append(f"{len(files)} files in the cache")
         for file in files:
             await self.cache.verify(file)
+
+
+def partial_bytes(folder: Path) -> int:
+    """Return how much of an unfinished download there is."""
+    return sum(path.stat().st_size for path in folder.glob("partial*/data"))
 
 
 async def _no_wait(_seconds: float) -> None:

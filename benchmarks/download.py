@@ -81,7 +81,7 @@ def nginx(root: Path) -> Iterator[str]:
 
 
 def run_aioembed(url: str, folder: Path) -> dict[str, float]:
-    from aioembed.resources import Cache, Fetcher, Resource
+    from aioembed.download import Cache, Fetcher, Resource
 
     fetcher = Fetcher(Cache(folder))
 

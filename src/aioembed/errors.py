@@ -46,8 +46,7 @@ AioembedError
 │   ├── DownloadCancelled         cancel() ended it
 │   ├── OfflineError              not cached, and offline
 │   ├── CacheUnwritable           the cache folder cannot be written
-│   ├── DiskFull                  no space for the file
-│   └── ResourceInUse             a cached file that a loaded model uses cannot be deleted
+│   └── DiskFull                  no space for the file
 ├── ExportError                   a program could not be exported
 │   └── CheckpointError           the checkpoint is not of the kind that can be exported, or damaged
 └── DownloadControlError          pause(), resume() or cancel() at the wrong moment
@@ -110,7 +109,6 @@ __all__ = [
     "ProbeFailed",
     "ProgramLost",
     "ResourceError",
-    "ResourceInUse",
     "ResourceNotFound",
     "SourceRefused",
     "TextTooLong",
@@ -457,10 +455,6 @@ class CacheUnwritable(ResourceError):
 
 class DiskFull(ResourceError):
     """There is no space for the file."""
-
-
-class ResourceInUse(ResourceError):
-    """A cached file that a loaded model uses cannot be deleted."""
 
 
 class ExportError(AioembedError):

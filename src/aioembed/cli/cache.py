@@ -13,10 +13,10 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from aioembed.download import Cache, CachedFile
 from aioembed.errors import IntegrityError
 from aioembed.handle.remote import model_resources
 from aioembed.models import MODELS
-from aioembed.resources import Cache, CachedFile
 
 from . import ExitCode
 from .common import (
@@ -132,7 +132,7 @@ def _chosen(files: tuple[CachedFile, ...], what: list[str]) -> list[CachedFile]:
         urls = {name}
         if name in MODELS:
             urls = {resource.canonical_url for resource in model_resources(MODELS[name])}
-        found = [file for file in files if file.url in urls or file.path.name == name]
+        found = [file for file in files if file.url in urls or name in {file.name, file.path.name}]
         if not found:
             raise usage_error(f"{name!r} is not in the cache: see `aioembed cache list`")
         chosen += found
@@ -150,7 +150,7 @@ def _table(files: tuple[CachedFile, ...]) -> Table:
         table.add_column(heading, no_wrap=True)
     for file in files:
         table.add_row(
-            Text(file.path.name),
+            Text(file.name),
             decimal(file.size),
             "publisher" if file.trusted else "first download",
             f"{file.used_at:%Y-%m-%d %H:%M}",

@@ -27,10 +27,9 @@ from rich.text import Text
 
 from aioembed import GIST_512, ImageEmbeddings, __version__
 from aioembed._child import python_child
-from aioembed._http import read_certificates
-from aioembed.errors import AioembedError, BrokenInstallation, InvalidConfig
-from aioembed.resources import Cache
-from aioembed.resources.transport import open_client
+from aioembed._http import new_client
+from aioembed.download import Cache
+from aioembed.errors import AioembedError, BrokenInstallation, CacheUnwritable, InvalidConfig
 from aioembed.runtime import (
     EXECUTORCH_VERSION,
     available_cpus,
@@ -185,6 +184,11 @@ _X86_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "a
 _ARM_FEATURES = ("asimd", "asimddp", "i8mm", "sve")
 _SETTINGS = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _OWN_SETTINGS = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN")
+_CACHE_ADVICE = (
+    "make it writable, or set AIOEMBED_CACHE to a folder that is; the embedded model and models "
+    "given by path work without"
+)
+
 _LEAST_FREE_BYTES = 1_000_000_000
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -200,8 +204,8 @@ async def check_network() -> Check:
     settings += [name for name in _OWN_SETTINGS if os.environ.get(name)]
     found = f"set: {', '.join(settings)}" if settings else "no proxy, token or offline setting"
     try:
-        async with open_client(None):
-            await to_thread.run_sync(read_certificates)
+        client = await to_thread.run_sync(new_client)
+        await client.aclose()
     except InvalidConfig as error:
         return Check("network", Verdict.BROKEN, found, f"nothing can be downloaded: {error}")
     if os.environ.get("HF_HUB_OFFLINE"):
@@ -210,20 +214,30 @@ async def check_network() -> Check:
     return Check("network", Verdict.OK, found)
 
 
-def check_cache(directory: Path) -> Check:
-    """Look whether the folder of downloaded models can be written, and has space."""
+async def _cache() -> Check:
+    try:
+        cache = Cache()
+        files = await cache.list()
+    except CacheUnwritable as error:
+        return Check("cache folder", Verdict.BROKEN, str(error), _CACHE_ADVICE)
+    return await to_thread.run_sync(check_cache, cache.directory, len(files))
+
+
+def check_cache(directory: Path, files: int = 0) -> Check:
+    """Look whether the folder of downloaded models can be written, and has space.
+
+    A read-only folder is healthy if there are files in it.
+    """
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
-        return Check(
-            "cache folder",
-            Verdict.BROKEN,
-            f"{directory}, but {nearest} cannot be written ({error.strerror})",
-            "make it writable, or set AIOEMBED_CACHE to a folder that is; the embedded model "
-            "and models given by path work without",
-        )
+        if files:
+            found = f"{directory}, with {files} files; it cannot be written"
+            return Check("cache folder", Verdict.OK, found)
+        found = f"{directory}, but {nearest} cannot be written ({error.strerror})"
+        return Check("cache folder", Verdict.BROKEN, found, _CACHE_ADVICE)
     found = f"{directory}, {free / 1e9:.1f} GB free"
     if free < _LEAST_FREE_BYTES:
         return Check("cache folder", Verdict.NOTE, found, "a CLIP model needs 0.1 to 0.4 GB")
@@ -315,7 +329,7 @@ async def examine() -> list[Check]:
     checks = await to_thread.run_sync(install_checks)
     checks += await to_thread.run_sync(machine_checks)
     checks.append(await check_network())
-    checks.append(await to_thread.run_sync(check_cache, Cache().directory))
+    checks.append(await _cache())
     checks.append(await _embedding())
     return checks
 

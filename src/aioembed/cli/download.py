@@ -16,10 +16,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from aioembed.download import Cache, CachedFile, Fetcher, Resource
+from aioembed.download import Progress as Snapshot
 from aioembed.handle.remote import model_resources
 from aioembed.models import ModelSpec, local_file, resolve_model
-from aioembed.resources import Cache, CachedFile, Fetcher, Resource
-from aioembed.resources import Progress as Snapshot
 
 from .common import DebugOption, guarded, warn, write_result
 

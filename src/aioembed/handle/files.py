@@ -7,13 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import IntegrityError, ModelFileUnreadable, shorten
 from ..models import ModelSpec, local_file
-
-if TYPE_CHECKING:
-    from ..resources import Lease
 
 __all__ = ["ModelFiles", "local_files"]
 
@@ -28,13 +24,11 @@ class ModelFiles:
         model: The `.pte` file.
         sha256: Returns its hash; may have to read the file, so call it in a worker thread.
         tokenizer: The `tokenizer.json` of a text model, where one is known.
-        lease: Keeps a cached file from being deleted while it is loaded.
     """
 
     model: Path
     sha256: Callable[[], str]
     tokenizer: Path | None = None
-    lease: Lease | None = None
 
 
 def local_files(spec: ModelSpec, path: Path) -> ModelFiles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from ..runtime import Program, set_thread_count
 from .files import ModelFiles
 from .replicas import Replicas
 from .text_inputs import TextInputs
-
-if TYPE_CHECKING:
-    from ..resources import Lease
 
 __all__ = ["Inputs", "LoadedModel"]
 
@@ -34,13 +31,11 @@ class LoadedModel:
         replicas: What runs: as many batches at the same time as there are copies.
         contract: What it takes and gives.
         text: Makes the inputs of a text program; None for images.
-        lease: On a cached file, given up at close.
     """
 
     replicas: Replicas
     contract: ModelContract
     text: TextInputs | None = None
-    lease: Lease | None = None
 
     @classmethod
     def load(
@@ -72,8 +67,6 @@ class LoadedModel:
             InvalidConfig: The pool's size can no longer change.
         """
         with ExitStack() as undo:
-            if files.lease is not None:
-                undo.callback(files.lease.release)
             if threads is not None and threads > 1:
                 set_thread_count(threads)
             alone = 1 if threads == 1 or replicas > 1 else None
@@ -89,7 +82,7 @@ class LoadedModel:
                 programs.append(Program.load(files.model, threads=alone, niceness=niceness))
                 undo.callback(programs[-1].close)
             undo.pop_all()
-        return cls(Replicas(programs), contract, text, files.lease)
+        return cls(Replicas(programs), contract, text)
 
     def run(self, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         """Embed the items of a batch.
@@ -118,8 +111,6 @@ class LoadedModel:
     def close(self) -> None:
         """Free the programs' memory, when the runs in flight have ended."""
         self.replicas.close()
-        if self.lease is not None:
-            self.lease.release()
 
 
 def _stackable(batch: Sequence[Inputs]) -> bool:

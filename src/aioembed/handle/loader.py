@@ -146,7 +146,7 @@ class Loader:
 
     def _open_remote(self) -> RemoteModel:
         # Imported here, since httpx costs 16 MB that models on this machine never need.
-        from ..resources import Cache, Fetcher  # noqa: PLC0415
+        from ..download import Cache, Fetcher  # noqa: PLC0415
         from .remote import RemoteModel  # noqa: PLC0415
 
         options = self._options

@@ -1,4 +1,4 @@
-"""Models that must be fetched: brought into the cache, tried once, leased."""
+"""Models that must be fetched: brought into the cache and tried once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from functools import partial
 
 from .._probe import probe
 from .._tasks import BlockingCall
-from ..errors import InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
+from ..download import Cache, CachedFile, DownloadControl, Fetcher, Progress, Resource
+from ..errors import InvalidProgram, ProbeFailed
 from ..models import ModelSpec, local_file
-from ..resources import Cache, CachedFile, DownloadControl, Fetcher, Lease, Progress, Resource
 from ..runtime import check_program_file
 from ..state import Lifecycle, Status
 from .files import ModelFiles
@@ -62,7 +62,7 @@ class RemoteModel:
             is_paused=False,
         )
         await self._try_once(files[0])
-        return await BlockingCall(partial(_leased, self._spec, files)).run()
+        return _model_files(self._spec, files)
 
     def pause(self) -> None:
         """Pause the fetch; the snapshot says so."""
@@ -104,22 +104,16 @@ def model_resources(spec: ModelSpec) -> list[Resource]:
     """Return what of a model must be fetched: its program and, for text, its tokenizer."""
     wanted = []
     if local_file(spec.source) is None:
-        wanted.append(Resource(spec.source, sha256=spec.sha256, size=spec.size_bytes))
+        # The hash decides; a published size alone may be that of another version.
+        wanted.append(Resource(spec.source, sha256=spec.sha256, expected_size=spec.size_bytes))
     tokenizer = spec.tokenizer_source
     if tokenizer is not None and local_file(tokenizer) is None:
         wanted.append(Resource(tokenizer, sha256=spec.tokenizer_sha256))
     return wanted
 
 
-def _leased(spec: ModelSpec, files: list[CachedFile]) -> ModelFiles:
-    """Return the files, the program (the first) leased; blocks briefly."""
+def _model_files(spec: ModelSpec, files: list[CachedFile]) -> ModelFiles:
     program, *others = files
-    try:
-        lease = Lease(program.path)
-    except OSError as exc:
-        raise ModelFileUnreadable(
-            f"cannot open {shorten(program.path)}: {exc.strerror}; load again to fetch it anew"
-        ) from exc
     named = spec.tokenizer_source
     tokenizer = others[0].path if others else named and local_file(named)
-    return ModelFiles(program.path, lambda: program.sha256, tokenizer or None, lease)
+    return ModelFiles(program.path, lambda: program.sha256, tokenizer or None)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from aioembed.cli.cache import cache_app
 from aioembed.cli.download import download
-from aioembed.resources import Cache, Fetcher, Resource
+from aioembed.download import Cache, Fetcher, Resource
 
 
 @pytest.fixture

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from datetime import timedelta
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from aioembed.download import Cache, DownloadControl, Fetcher, Resource
 from aioembed.errors import (
     AlreadyOngoing,
     AlreadyPaused,
@@ -19,9 +20,7 @@ from aioembed.errors import (
     DownloadCancelled,
     IntegrityError,
     NotActive,
-    ResourceInUse,
 )
-from aioembed.resources import Cache, DownloadControl, Fetcher, Resource
 
 pytestmark = pytest.mark.anyio
 
@@ -122,37 +121,15 @@ async def test_promise_22_list_total_size_and_delete(
     assert not files[0].path.exists()
 
 
-async def test_promise_22_deleting_a_leased_file_is_refused_and_prune_leaves_it(
-    scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache
+async def test_promise_22_deleting_a_file_in_use_is_harmless(
+    scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
         [file] = await make_fetcher().fetch([server.resource()])
-    with await cache.lease(file.path):
-        with pytest.raises(ResourceInUse, match="loaded model"):
-            await cache.delete(file)
-        assert (await cache.prune(max_size=0)).files == ()
-    assert await cache.delete(file) > 0
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_promise_22_a_lease_of_another_process_counts_and_ends_with_it(
-    scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache
-) -> None:
-    hold = (
-        "import sys; from pathlib import Path; from aioembed.resources import Lease\n"
-        "lease = Lease(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"
-    )
-    async with scripted(serve_file()) as server:
-        [file] = await make_fetcher().fetch([server.resource()])
-    command = [sys.executable, "-c", hold, str(file.path)]
-    async with await anyio.open_process(command) as process:
-        assert process.stdout is not None
-        await process.stdout.receive()
-        with pytest.raises(ResourceInUse):
-            await cache.delete(file)
-        process.kill()
-        await process.wait()
-    assert await cache.delete(file) > 0
+    with file.path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as mapped:
+        assert (await cache.prune(max_size=0)).files == (file,)
+        assert not file.path.exists()
+        assert bytes(mapped) == content
 
 
 async def test_prune_drops_what_was_not_used_for_longest(
@@ -177,7 +154,7 @@ async def test_promise_24_bytes_that_differ_from_the_recorded_hash_are_an_integr
         file.path.write_bytes(content[::-1])
         with pytest.raises(IntegrityError, match="damaged"):
             await make_fetcher().find_cached([server.resource()])
-        assert not file.path.exists()
+        assert await make_fetcher().find_cached([server.resource()]) is None
         [again] = await make_fetcher().fetch([server.resource()])
     assert again.path.read_bytes() == content
 

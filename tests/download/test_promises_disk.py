@@ -13,12 +13,14 @@ from typing import Any
 import anyio
 import pytest
 
+from aioembed.download import Cache, Progress, Resource
+from aioembed.download.partial import Partial
 from aioembed.errors import (
     CacheUnwritable,
     DiskFull,
 )
-from aioembed.resources import Cache, Progress, Resource, partial
-from aioembed.resources.partial import Partial
+
+from .conftest import partial_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -38,13 +40,13 @@ async def test_promise_19_a_full_disk_is_foreseen_before_a_byte_of_the_body_is_w
             await make_fetcher().fetch([server.resource()])
         entry = cache.entry(server.resource())
     assert caught.value.code == 180
-    assert entry.part_size() == 0
+    assert partial_bytes(entry.folder) == 0
 
 
 FETCH_WITH_LIMIT = """
 import resource, sys, anyio
 from aioembed.errors import DiskFull
-from aioembed.resources import Cache, Fetcher, Resource
+from aioembed.download import Cache, Fetcher, Resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 async def main():
     try:
@@ -64,33 +66,30 @@ async def test_promise_19_a_disk_that_fills_in_mid_write_is_typed_and_the_part_g
         command = [sys.executable, "-c", FETCH_WITH_LIMIT, str(cache.directory), resource.url]
         done = await anyio.run_process(command)
         assert done.stdout.decode().split() == ["DiskFull", "180"]
-        assert cache.entry(resource).part_size() == 100_000
+        assert partial_bytes(cache.entry(resource).folder) == 100_000
         [file] = await make_fetcher().fetch([resource])
         assert server.ranges == [None, "bytes=100000-"]
     assert file.path.read_bytes() == content
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="no sync before the end")
-@pytest.mark.parametrize(("failing", "kept"), [("fdatasync", 0), ("fsync", 100)])
-async def test_what_the_disk_could_not_take_is_no_part_of_the_file(
-    failing: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_the_disk_could_not_take_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system says so once, and reads the lost bytes from memory as if all were well."""
 
     def fail(_fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(partial, "_PUSH_BYTES", 100)
-    monkeypatch.setattr(os, failing, fail)
-    part = Partial.open(tmp_path)
-    part.append([memoryview(bytes(100))])
-    part.append([memoryview(bytes(50))])
+    monkeypatch.setattr(os, "fsync", fail)
+    part = Partial.claim(tmp_path)
+    part.append([bytes(100)])
+    part.append([bytes(50)])
     with pytest.raises(OSError, match="Input/output error"):
         part.settle()
-    part.close()
-    again = Partial.open(tmp_path)
-    again.close()
-    assert again.received == kept
+    part.release()
+    again = Partial.claim(tmp_path)
+    again.release()
+    assert again.received == 0
 
 
 def _mount(folder: Path, option: str) -> None:
@@ -118,7 +117,7 @@ async def test_promise_19_a_real_full_disk_foreseen_and_in_mid_write(
             await make_fetcher(cache=cache).fetch([server.resource()])
         with pytest.raises(DiskFull, match="no space"):
             await make_fetcher(cache=cache).fetch([server.resource()])
-        assert cache.entry(server.resource()).part_size() > 0
+        assert partial_bytes(cache.entry(server.resource()).folder) > 0
 
 
 @pytest.fixture
@@ -154,8 +153,7 @@ async def test_promise_20_a_read_only_cache_serves_what_it_has(
         fetcher = make_fetcher(cache=cache, verify="always")
         assert await fetcher.fetch([server.resource(sha256=sha256)]) != []
         assert (await cache.mark_probed(file)).probed
-        with await cache.lease(file.path):
-            assert await cache.list() == (file,)
+        assert await cache.list() == (file,)
         with pytest.raises(CacheUnwritable):
             await cache.delete(file)
         with pytest.raises(CacheUnwritable):
@@ -205,7 +203,7 @@ async def test_promise_21_several_files_give_one_progress_by_bytes(
     async with scripted(serve_file(bytes_per_second=1e6)) as server:
         wanted = [Resource(f"{server.origin}/{name}") for name in ("model.pte", "tokenizer.json")]
         files = await make_fetcher().fetch(wanted, on_progress=seen.append)
-    assert [file.path.name for file in files] == ["model.pte", "tokenizer.json"]
+    assert [file.name for file in files] == ["model.pte", "tokenizer.json"]
     assert (seen[-1].received, seen[-1].total) == (600_000, 600_000)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)

@@ -1,14 +1,10 @@
 """Model files: fetched once, verified, kept in a cache."""
 
-from .cache import Cache, Pruned
-from .control import DownloadControl
-from .fetcher import Fetcher
+from .cache import Cache, CachedFile, Pruned, Resource, Verify
+from .fetcher import DownloadControl, Fetcher
+from .http import FetchLimits, Timing
 from .hub import is_offline
-from .leases import Lease
-from .limits import FetchLimits, Timing
 from .progress import Progress, ProgressMeter, RateMeter
-from .resource import CachedFile, Resource
-from .store import Verify
 
 __all__ = [
     "Cache",
@@ -16,7 +12,6 @@ __all__ = [
     "DownloadControl",
     "FetchLimits",
     "Fetcher",
-    "Lease",
     "Progress",
     "ProgressMeter",
     "Pruned",

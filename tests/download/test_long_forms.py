@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aioembed.resources import Cache, DownloadControl, Fetcher, Progress, Resource
+from aioembed.download import Cache, DownloadControl, Fetcher, Progress, Resource
 from aioembed.testing import HubServer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

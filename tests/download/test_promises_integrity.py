@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from aioembed.download import Progress, Resource
 from aioembed.errors import IntegrityError
-from aioembed.resources import Progress, Resource
 from aioembed.testing import HubServer, LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio

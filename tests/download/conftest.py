@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,14 @@ from typing import Any
 import anyio
 import pytest
 
-from aioembed.resources import Cache, Fetcher, FetchLimits, Resource, Timing
+from aioembed.download import Cache, Fetcher, FetchLimits, Resource, Timing
 from aioembed.testing import LoopbackServer, Reply, Request, file_reply
+
+
+def partial_bytes(entry: Path) -> int:
+    """Bytes of the partial files in an entry's folder."""
+    return sum(path.stat().st_size for path in entry.glob("partial*/data"))
+
 
 Step = Reply | Callable[[Request], Reply]
 
@@ -116,13 +123,17 @@ def serve_file(content: bytes) -> Callable[..., Step]:
 
 @pytest.fixture
 def leftovers(cache: Cache) -> Callable[[], list[str]]:
-    """What lies in the cache besides locks, as paths within an entry's folder."""
+    """What lies in the cache besides locks, as paths within an entry's folder.
+
+    The part of a file's name that holds its hash is left out.
+    """
 
     def look() -> list[str]:
         if not cache.directory.exists():
             return []
         files = (p for p in cache.directory.rglob("*") if p.is_file())
         relative = (p.relative_to(cache.directory).parts for p in files)
-        return sorted("/".join(parts[1:]) for parts in relative if parts[0] != ".locks")
+        names = ("/".join(parts[1:]) for parts in relative if parts[0] != ".locks")
+        return sorted(re.sub(r"\.[0-9a-f]{16}(?=\.)", "", name) for name in names)
 
     return look

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from aioembed.download import Cache, Fetcher, FetchLimits, Resource, http
+from aioembed.download.hub import Hub
 from aioembed.errors import (
     DownloadFailed,
     IntegrityError,
     InvalidConfig,
     InvalidModelSource,
 )
-from aioembed.resources import Cache, Fetcher, FetchLimits, Resource, exchange
-from aioembed.resources.hub import Hub
 from aioembed.testing import Reply
 
 
@@ -143,11 +143,11 @@ class TestAnswers:
     async def test_plain_http_beyond_loopback_is_allowed_and_warned_about_once(
         self, cache: Cache, caplog: pytest.LogCaptureFixture
     ) -> None:
-        exchange._warned_hosts.clear()
+        http._warned_hosts.clear()
         transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"model"))
         async with httpx.AsyncClient(transport=transport) as client:
             fetcher = Fetcher(cache, http_client=client)
-            with caplog.at_level(logging.WARNING, "aioembed.resources"):
+            with caplog.at_level(logging.WARNING, "aioembed.download"):
                 for name in "ab":
                     await fetcher.fetch([Resource(f"http://host.example/{name}.pte")])
         assert caplog.text.count("without encryption") == 1

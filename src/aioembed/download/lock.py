@@ -13,7 +13,7 @@ from anyio import to_thread
 
 __all__ = ["process_lock", "try_lock"]
 
-_logger = logging.getLogger("aioembed.resources")
+_logger = logging.getLogger("aioembed.download")
 
 _FIRST_POLL_SECONDS = 0.05
 _LONGEST_POLL_SECONDS = 0.5
@@ -40,7 +40,8 @@ def _acquire(lock: filelock.BaseFileLock) -> bool:
 async def process_lock(path: Path, on_wait: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Hold the lock at `path`; `on_wait` is called each time it is found taken.
 
-    The lock saves transfers. It is not what keeps files whole: each writer has a part of its own.
+    The lock saves transfers. Files stay intact without it: each writer has its
+    own partial file.
     """
     lock = _new_lock(path)
     pause = _FIRST_POLL_SECONDS

@@ -9,8 +9,8 @@ from typing import Self
 
 import httpx
 
-from aioembed._http import UnusableURL, is_loopback, origin, parse_url, show_url
-from aioembed.errors import InvalidConfig
+from .._http import UnusableURL, is_loopback, origin, parse_url, show_url
+from ..errors import InvalidConfig
 
 __all__ = ["Hub", "Linked", "is_offline"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from aioembed.resources import Progress, ProgressMeter, RateMeter
+from aioembed.download import Progress, ProgressMeter, RateMeter
 
 
 class Clock:
@@ -102,7 +102,7 @@ async def test_what_came_too_early_to_be_told_is_told_when_nothing_follows() -> 
     meter.update(0, 40, 100)
     assert told == [10]
     async with anyio.create_task_group() as group:
-        group.start_soon(meter.keep_telling)
+        group.start_soon(meter.keep_reporting)
         with anyio.fail_after(10):
             await all_told.wait()
         group.cancel_scope.cancel()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from aioembed.download import FetchLimits
 from aioembed.errors import DownloadFailed, DownloadInterrupted
-from aioembed.resources import FetchLimits
 from aioembed.testing import Reply
 
 pytestmark = pytest.mark.anyio

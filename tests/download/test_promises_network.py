@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from aioembed.download import Fetcher, FetchLimits, Resource
+from aioembed.download.hub import Hub
 from aioembed.errors import (
     DownloadFailed,
     DownloadInterrupted,
@@ -17,8 +19,6 @@ from aioembed.errors import (
     ResourceNotFound,
     Unauthorized,
 )
-from aioembed.resources import Fetcher, FetchLimits, Resource
-from aioembed.resources.hub import Hub
 from aioembed.testing import HubServer, LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import anyio
 
 __all__ = ["Progress", "ProgressMeter", "RateMeter"]
 
-_logger = logging.getLogger("aioembed.resources")
+_logger = logging.getLogger("aioembed.download")
 
 _WINDOW_SECONDS = 5.0
 _INTERVAL_SECONDS = 0.05
@@ -63,9 +63,9 @@ class RateMeter:
 
 
 class ProgressMeter:
-    """Adds up several files and tells an observer about 20 times a second.
+    """Adds up several files and reports to an observer about 20 times a second.
 
-    An observer that raises is logged once and disturbs nothing.
+    An observer that raises is logged once and changes nothing.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class ProgressMeter:
         self._clock = clock
         self._interval = interval
         self._rates = RateMeter()
-        self._told_at: float | None = None
-        self._untold = False
+        self._reported_at: float | None = None
+        self._unreported = False
         self._high = 0
         self._fraction = 0.0
         self._finished = False
@@ -97,25 +97,25 @@ class ProgressMeter:
         self._received[index] = received
         if total is not None:
             self._totals[index] = total
-        self._untold = True
-        self._tell_if_due()
+        self._unreported = True
+        self._report_if_due()
 
-    async def keep_telling(self) -> None:
-        """Tell, until it is cancelled, what came too early to be told and is the last for now."""
+    async def keep_reporting(self) -> None:
+        """Report what came too early and is the last for now, until this is cancelled."""
         while True:
             await anyio.sleep(self._interval)
-            if self._untold:
-                self._tell_if_due()
+            if self._unreported:
+                self._report_if_due()
 
-    def _tell_if_due(self) -> None:
+    def _report_if_due(self) -> None:
         now = self._clock()
-        if self._told_at is not None and now - self._told_at < self._interval:
+        if self._reported_at is not None and now - self._reported_at < self._interval:
             return
-        self._untold = False
+        self._unreported = False
         progress = self._measure(now)
         if progress.total is None or progress.received < progress.total:
-            self._told_at = now
-            self._tell(progress)
+            self._reported_at = now
+            self._report(progress)
 
     def finish(self) -> None:
         """Say once that everything is here."""
@@ -123,7 +123,7 @@ class ProgressMeter:
             return
         self._finished = True
         received = max(self._high, sum(self._received))
-        self._tell(Progress(1.0, received, received, self._rates.rate, 0.0))
+        self._report(Progress(1.0, received, received, self._rates.rate, 0.0))
 
     def _measure(self, now: float) -> Progress:
         started = sum(start or 0 for start in self._started_at)
@@ -142,7 +142,7 @@ class ProgressMeter:
         known = [total for total in self._totals if total is not None]
         return sum(known) if len(known) == len(self._totals) else None
 
-    def _tell(self, progress: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         if self._observer is None:
             return
         try:

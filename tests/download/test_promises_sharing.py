@@ -15,21 +15,21 @@ import filelock
 import pytest
 from anyio import to_thread
 
+from aioembed.download import Cache, DownloadControl, Fetcher, FetchLimits, Progress
 from aioembed.errors import DownloadFailed, DownloadInProgress, IntegrityError
-from aioembed.resources import Cache, DownloadControl, Fetcher, FetchLimits, Progress
 from aioembed.testing import Reply
 
 pytestmark = pytest.mark.anyio
 
 FETCH = """
 import sys, anyio
-from aioembed.resources import Cache, Fetcher, Resource
+from aioembed.download import Cache, Fetcher, Resource
 async def main():
     [file] = await Fetcher(Cache(sys.argv[1])).fetch([Resource(sys.argv[2])])
     print(file.sha256)
 if len(sys.argv) > 3:
-    from aioembed.resources import locks
-    locks._acquire = lambda lock: True
+    from aioembed.download import lock
+    lock._acquire = lambda lock: True
 anyio.run(main)
 """
 
@@ -154,7 +154,7 @@ async def test_promise_17_two_processes_wanting_one_file_both_get_it_whole(
     async with scripted(serve_file(bytes_per_second=4e5)) as server:
         command = [sys.executable, "-c", FETCH, str(cache.directory), server.resource().url]
         if locks == "doing nothing":
-            monkeypatch.setattr("aioembed.resources.locks._acquire", lambda lock: True)
+            monkeypatch.setattr("aioembed.download.lock._acquire", lambda lock: True)
             command.append("no locks")
         async with await anyio.open_process(command) as process:
             await server.wait_for(lambda: server.sent > 50_000)
@@ -180,7 +180,7 @@ async def test_promise_17_locks_that_cannot_be_had_are_logged_and_done_without(
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
     async with scripted(serve_file()) as server:
-        with caplog.at_level(logging.WARNING, "aioembed.resources"):
+        with caplog.at_level(logging.WARNING, "aioembed.download"):
             await make_fetcher().fetch([server.resource()])
     assert "no file lock" in caplog.text
 
