@@ -45,6 +45,7 @@ EXECUTORCH_VERSION: str = "none" if load_failure() else _native.EXECUTORCH_VERSI
 """Version of the ExecuTorch libraries that were built in; `none` where they cannot be loaded."""
 
 _NICENESS = 1  # more costs throughput where others compute too; at 0 the event loop has to wait
+_LONGEST_PACKED = 255
 _SHOWN_LINES = 3
 _LOST = "load the program again; if this is repeated, its file is damaged"
 _HINTS = {
@@ -141,6 +142,7 @@ class Program:
         path: str | os.PathLike[str],
         *,
         threads: int | None = None,
+        packed_weights: str | os.PathLike[str] | None = None,
         niceness: int = _NICENESS,
     ) -> Self:
         """Map a program's file, verify it and load all its methods. Blocks: use a worker thread.
@@ -150,6 +152,10 @@ class Program:
             threads: 1 runs the program on its own thread alone, so that several programs can run
                 beside each other. None or `thread_count()` uses the pool that all such programs
                 share; no other count can be had.
+            packed_weights: File that XNNPACK keeps the packed weights in: where it is empty or
+                absent they are written into it, otherwise it is mapped in place of memory. XNNPACK
+                notices no damage in it. No other program of the process may use this path at the
+                same time, or the two run one at a time.
             niceness: By how much the priority of what computes is below that of the calling
                 thread, on Linux. The pool keeps the priority that the first program on it asked
                 for.
@@ -158,9 +164,13 @@ class Program:
             ModelFileUnreadable: The file is missing or cannot be opened.
             InvalidProgram: The file is no program, or a damaged one.
             ExecutorchError: The runtime refused the program.
-            InvalidConfig: The number of threads cannot be had.
+            InvalidConfig: The number of threads cannot be had, or the path of the packed weights
+                is longer than 255 bytes.
         """
         single_thread = wants_single_thread(threads)
+        packed = b"" if packed_weights is None else os.fsencode(packed_weights)
+        if len(packed) > _LONGEST_PACKED:
+            raise InvalidConfig(f"{shorten(packed_weights)}: at most 255 bytes can be the path")
         check_program_file(path)
         if not single_thread:
             use_pool(niceness)
@@ -169,7 +179,7 @@ class Program:
             native = _native.Program(
                 os.fsencode(location),
                 single_thread=single_thread,
-                packed_weights=b"",
+                packed_weights=packed,
                 niceness=niceness if sys.platform == "linux" else 0,
             )
         return cls(location, native)

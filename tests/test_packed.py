@@ -1,0 +1,415 @@
+"""Packed weights in files: packed once, shared, checked, and never in the way of a load."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aioembed._packed import PackedFile, PackedFolder
+from aioembed.runtime import Program
+
+pytestmark = pytest.mark.anyio
+
+_PROGRAM = Path(__file__).parent / "programs/tiny_clip_image.pte"
+_LOGGER = "aioembed.packed"
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def obtain(folder: PackedFolder, program: Path = _PROGRAM) -> PackedFile | None:
+    return await folder.obtain(
+        program, partial(sha256_of, program), single_thread=True, at_any_size=True
+    )
+
+
+def run(packed: Path | None, program: Path = _PROGRAM) -> NDArray[np.float32]:
+    """Load a program and return its output for fixed noise."""
+    loaded = Program.load(program, threads=1, packed_weights=packed)
+    shape = loaded.methods["forward"].inputs[0].shape
+    noise = np.random.default_rng(7).random(shape, dtype=np.float32)
+    try:
+        return loaded.run(noise)[0]
+    finally:
+        loaded.close()
+
+
+@pytest.fixture(scope="session")
+def expected() -> NDArray[np.float32]:
+    return run(None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PackedFolder:
+    return PackedFolder(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see what another could not pack."""
+    monkeypatch.setattr(PackedFolder, "_unpackable", set())
+
+
+def the_file(folder: PackedFolder) -> Path:
+    (file,) = folder.path.glob("*.weights")
+    return file
+
+
+async def test_the_first_load_packs_and_the_next_ones_find_it(
+    folder: PackedFolder, expected: NDArray[np.float32]
+) -> None:
+    first = await obtain(folder)
+    assert first is not None
+    written = the_file(folder).stat().st_mtime_ns
+    with first:
+        np.testing.assert_array_equal(run(first.path), expected)
+    second = await obtain(folder)
+    assert second is not None
+    with second:
+        assert second.path == the_file(folder)
+        np.testing.assert_array_equal(run(second.path), expected)
+    assert the_file(folder).stat().st_mtime_ns == written
+    assert not list(folder.path.glob("*.tmp"))
+
+
+async def test_only_the_owner_may_read_or_write_the_folder(folder: PackedFolder) -> None:
+    packed = await obtain(folder)
+    assert packed is not None
+    packed.close()
+    assert folder.path.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o022 == 0 for path in folder.path.iterdir())
+
+
+async def test_programs_that_are_loaded_at_the_same_time_have_paths_of_their_own(
+    folder: PackedFolder, expected: NDArray[np.float32]
+) -> None:
+    files = [await obtain(folder) for _ in range(3)]
+    paths = [file.path for file in files if file is not None]
+    assert len(set(paths)) == 3
+    assert len({path.stat().st_ino for path in paths}) == 1
+    programs = [Program.load(_PROGRAM, threads=1, packed_weights=path) for path in paths]
+    shape = programs[0].methods["forward"].inputs[0].shape
+    noise = np.random.default_rng(7).random(shape, dtype=np.float32)
+    for program in programs:
+        np.testing.assert_array_equal(program.run(noise)[0], expected)
+        program.close()
+    for file in files:
+        assert file is not None
+        file.close()
+    again = await obtain(folder)
+    assert again is not None
+    with again:
+        assert again.path == the_file(folder)
+
+
+def _embed_in_process(cache: str, barrier: object) -> bytes:
+    async def load() -> bytes:
+        packed = await obtain(PackedFolder(Path(cache)))
+        assert packed is not None
+        with packed:
+            return run(packed.path).tobytes()
+
+    barrier.wait()  # type: ignore[attr-defined]
+    return anyio.run(load)
+
+
+def test_processes_that_start_together_pack_once_and_share(
+    tmp_path: Path, expected: NDArray[np.float32]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(3) as pool:
+        barrier = manager.Barrier(3)
+        results = pool.starmap(_embed_in_process, [(str(tmp_path), barrier)] * 3)
+    assert set(results) == {expected.tobytes()}
+    assert len(list((tmp_path / ".packed").glob("*.weights"))) == 1
+
+
+_HOLD = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("locked")
+"""
+
+
+async def test_no_other_process_can_lock_a_file_in_use_for_writing(folder: PackedFolder) -> None:
+    packed = await obtain(folder)
+    assert packed is not None
+    with packed:
+        program = Program.load(_PROGRAM, threads=1, packed_weights=packed.path)
+        command = [sys.executable, "-c", _HOLD, str(the_file(folder))]
+        done = await anyio.run_process(command)
+        assert done.stdout == b"locked\n"
+        program.close()
+    assert (await anyio.run_process(command)).stdout == b""
+
+
+def damage(content: bytes, number: int) -> bytes:
+    """Return variant `number` of a file: flipped, cut, filled or another file."""
+    rng = random.Random(number)
+    changed = bytearray(content)
+    kind = number % 5
+    if kind in {0, 1}:
+        for _ in range(rng.choice((1, 1, 8, 64))):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        del changed[rng.randrange(len(changed)) :]
+    elif kind == 3:
+        start = rng.randrange(len(changed))
+        changed[start : start + 4096] = bytes(4096)
+    else:
+        changed = bytearray(rng.choice((b"", b"PK\x03\x04", rng.randbytes(len(content)))))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+async def test_a_damaged_file_is_never_used(
+    tmp_path: Path, expected: NDArray[np.float32], keeps_time: bool, anyio_backend: str
+) -> None:
+    """Damage that keeps size and time is found by `verify="always"` alone."""
+    if anyio_backend == "trio":
+        pytest.skip("files know nothing of event loops")
+    folder = PackedFolder(tmp_path, verify="always" if keeps_time else "recorded")
+    packed = await obtain(folder)
+    assert packed is not None
+    packed.close()
+    file = the_file(folder)
+    whole, status = file.read_bytes(), file.stat()
+    record = file.with_suffix(".json").read_bytes()
+    refused = 0
+    for number in range(300):
+        changed = damage(whole, number)
+        if changed == whole:
+            continue
+        file.unlink(missing_ok=True)
+        file.write_bytes(changed)
+        file.with_suffix(".json").write_bytes(record)
+        if keeps_time:
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        found = folder.open(file.stem)
+        assert found is None
+        assert not file.exists()
+        refused += 1
+    assert refused > 290
+    made_again = await obtain(folder)
+    assert made_again is not None
+    with made_again:
+        np.testing.assert_array_equal(run(made_again.path), expected)
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"not json", None])
+async def test_a_file_without_its_record_is_made_again(
+    folder: PackedFolder, expected: NDArray[np.float32], record: bytes | None
+) -> None:
+    packed = await obtain(folder)
+    assert packed is not None
+    packed.close()
+    described = the_file(folder).with_suffix(".json")
+    described.unlink()
+    if record is not None:
+        described.write_bytes(record)
+    again = await obtain(folder)
+    assert again is not None
+    with again:
+        np.testing.assert_array_equal(run(again.path), expected)
+
+
+async def test_a_program_replaced_under_the_same_name_is_packed_anew(
+    folder: PackedFolder, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.pte"
+    program.write_bytes(_PROGRAM.read_bytes())
+    first = await obtain(folder, program)
+    assert first is not None
+    first.close()
+    other = _PROGRAM.with_name("tiny_clip_text.pte").read_bytes()
+    replacement = tmp_path / "replacement.pte"
+    replacement.write_bytes(other)
+    replacement.replace(program)
+    second = await obtain(folder, program)
+    assert second is not None
+    second.close()
+    assert {record.program_sha256 for record in folder.records()} == {
+        sha256_of(_PROGRAM),
+        hashlib.sha256(other).hexdigest(),
+    }
+
+
+async def test_the_hash_of_an_unchanged_program_is_asked_for_once(folder: PackedFolder) -> None:
+    asked = []
+
+    def sha256() -> str:
+        asked.append(1)
+        return sha256_of(_PROGRAM)
+
+    for _ in range(3):
+        packed = await folder.obtain(_PROGRAM, sha256, single_thread=True, at_any_size=True)
+        assert packed is not None
+        packed.close()
+    assert len(asked) == 1
+
+
+async def test_small_programs_are_not_packed(folder: PackedFolder) -> None:
+    found = await folder.obtain(_PROGRAM, partial(sha256_of, _PROGRAM), single_thread=True)
+    assert found is None
+    assert not folder.path.exists()
+
+
+async def test_a_folder_that_others_can_write_into_is_not_used(
+    folder: PackedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.path.mkdir(mode=0o700)
+    folder.path.chmod(0o777)
+    with caplog.at_level(logging.WARNING, _LOGGER):
+        assert await obtain(folder) is None
+    assert len(caplog.records) == 1
+    assert "others can write" in caplog.text
+
+
+async def test_a_cache_that_cannot_be_written_is_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_bytes(b"")
+    with caplog.at_level(logging.WARNING, _LOGGER):
+        assert await obtain(PackedFolder(in_the_way)) is None
+    assert len(caplog.records) == 1
+    assert "is loaded without packed weights" in caplog.text
+
+
+async def test_a_path_that_is_too_long_for_the_runtime_is_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = tmp_path / ("d" * 120) / ("e" * 120)
+    with caplog.at_level(logging.WARNING, _LOGGER):
+        assert await obtain(PackedFolder(deep)) is None
+    assert len(caplog.records) == 1
+
+
+async def test_a_damaged_program_is_not_packed_and_not_tried_again(
+    folder: PackedFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "damaged.pte"
+    program.write_bytes(_PROGRAM.read_bytes()[:5000])
+    with caplog.at_level(logging.WARNING, _LOGGER):
+        assert await obtain(folder, program) is None
+        assert await obtain(folder, program) is None
+    assert len(caplog.records) == 1
+    assert not list(folder.path.glob("*.weights"))
+    assert not list(folder.path.glob("*.tmp"))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB of its own, with 100 KB free."""
+    mount = tmp_path / "full"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        (mount / "filler").write_bytes(bytes((1 << 20) - 100_000))
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+async def test_a_full_disk_ends_the_child_alone_and_leaves_nothing(
+    full_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = PackedFolder(full_disk)
+    with caplog.at_level(logging.WARNING, _LOGGER):
+        assert await obtain(folder) is None  # known from the free space
+        monkeypatch.setattr("aioembed._packed._SPARE", -1 << 30)
+        assert await obtain(folder) is None  # found out by the child
+    assert len(caplog.records) == 2
+    assert not list(folder.path.glob("*.tmp"))
+    assert not list(folder.path.glob("*.weights"))
+
+
+async def test_a_child_that_is_killed_leaves_nothing_that_is_used(
+    folder: PackedFolder, expected: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+
+    def command(*_arguments: str) -> tuple[list[str], dict[str, str]]:
+        leftover = folder.path / f"{key}.1.tmp"
+        leftover.write_bytes(b"half")
+        return [sys.executable, "-c", killed], dict(os.environ)
+
+    packed = await obtain(folder)
+    assert packed is not None
+    key = packed.path.stem
+    packed.close()
+    folder.delete(key)
+    with monkeypatch.context() as patch:
+        patch.setattr("aioembed._packed.python_child", command)
+        assert await obtain(folder) is None
+    assert not list(folder.path.glob("*.tmp"))
+    monkeypatch.setattr(PackedFolder, "_unpackable", set())
+    again = await obtain(folder)
+    assert again is not None
+    with again:
+        np.testing.assert_array_equal(run(again.path), expected)
+
+
+async def test_a_cancelled_load_ends_the_child_and_the_next_one_packs(
+    folder: PackedFolder, expected: NDArray[np.float32]
+) -> None:
+    with anyio.move_on_after(0.1):
+        await obtain(folder)
+    packed = await obtain(folder)
+    assert packed is not None
+    with packed:
+        np.testing.assert_array_equal(run(packed.path), expected)
+    assert not list(folder.path.glob("*.tmp"))
+
+
+async def test_files_are_listed_counted_and_deleted(folder: PackedFolder) -> None:
+    assert folder.records() == []
+    assert folder.total_size() == 0
+    assert folder.prune() == 0
+    first, second = await obtain(folder), await obtain(folder)
+    assert first is not None
+    assert second is not None
+    (record,) = folder.records()
+    assert record.program == "tiny_clip_image.pte"
+    assert record.size == the_file(folder).stat().st_size
+    assert record.is_current
+    assert record.size <= folder.total_size() < record.size + 2000  # links count once
+    assert folder.prune() == 0
+    assert folder.delete(record.key) >= record.size
+    assert folder.records() == []
+    first.close()
+    second.close()
+
+
+async def test_pruning_drops_what_other_versions_packed_and_leftovers(folder: PackedFolder) -> None:
+    packed = await obtain(folder)
+    assert packed is not None
+    packed.close()
+    (record,) = folder.records()
+    for key, changes in {"a": {"executorch": "0.9"}, "b": {"cpu": "another"}}.items():
+        old = record.model_copy(update={"key": key, **changes})
+        (folder.path / f"{key}.json").write_text(old.model_dump_json())
+        (folder.path / f"{key}.weights").write_bytes(bytes(1000))
+    (folder.path / "c.123.tmp").write_bytes(bytes(1000))
+    assert folder.prune() > 3000
+    assert [record.key for record in folder.records()] == [record.key]
+    assert the_file(folder).exists()
