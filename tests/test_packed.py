@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
@@ -413,3 +414,34 @@ async def test_pruning_drops_what_other_versions_packed_and_leftovers(folder: Pa
     assert folder.prune() > 3000
     assert [record.key for record in folder.records()] == [record.key]
     assert the_file(folder).exists()
+
+
+async def test_the_command_lists_counts_prunes_and_deletes_them(
+    folder: PackedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from aioembed.cli.cache import cache_app
+
+    monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path))
+
+    async def invoke(*arguments: str) -> str:
+        call = partial(CliRunner().invoke, cache_app, list(arguments))
+        result = await anyio.to_thread.run_sync(call)
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
+    packed = await obtain(folder)
+    assert packed is not None
+    packed.close()
+    (record,) = folder.records()
+    (listed,) = json.loads(await invoke("list", "--format", "json"))
+    assert (listed["key"], listed["size"], listed["is_current"]) == (record.key, record.size, True)
+    table = await invoke("list")
+    assert record.key in table
+    assert "tiny_clip_image.pte" in table
+    assert int(await invoke("size")) == folder.total_size()
+    assert "0 bytes freed" in await invoke("prune")
+    assert record.key in await invoke("delete", record.key)
+    assert folder.records() == []

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from aioembed._packed import PackedFolder, PackedRecord
 from aioembed.download import Cache, CachedFile
 from aioembed.errors import IntegrityError
 from aioembed.handle.remote import model_resources
@@ -52,20 +53,27 @@ def list_files(
     ] = ListingFormat.TABLE,
     debug: DebugOption = False,
 ) -> None:
-    """List the files in the cache."""
+    """List the files in the cache, and the packed weights that were made from them."""
     with guarded(debug):
-        files = anyio.run(Cache().list)
+        cache = Cache()
+        files = anyio.run(cache.list)
+        packed = PackedFolder(cache.directory).records()
         if form is ListingFormat.JSON:
-            write_result(to_json([_record(file) for file in files]), None)
+            kept = [_record(file) for file in files]
+            write_result(to_json(kept + [_packed_record(record) for record in packed]), None)
         else:
             write_result(render_table(_table(files)), None)
+            if packed:
+                write_result(b"\n" + render_table(_packed_table(packed)), None)
 
 
 @cache_app.command()
 def size(debug: DebugOption = False) -> None:
-    """Print the bytes of everything in the cache, unfinished downloads included."""
+    """Print the bytes of everything in the cache, with unfinished downloads and packed weights."""
     with guarded(debug):
-        write_result(f"{anyio.run(Cache().total_size)}\n".encode(), None)
+        cache = Cache()
+        total = anyio.run(cache.total_size) + PackedFolder(cache.directory).total_size()
+        write_result(f"{total}\n".encode(), None)
 
 
 @cache_app.command()
@@ -97,9 +105,14 @@ def delete(
             raise usage_error("name the files to delete, or give --all")
         cache = Cache()
         files = anyio.run(cache.list)
-        for file in files if everything else _chosen(files, what or []):
+        packed = PackedFolder(cache.directory)
+        keys = {record.key for record in packed.records()}
+        named = [name for name in what or [] if name not in keys]
+        for file in files if everything else _chosen(files, named):
             freed = anyio.run(cache.delete, file)
             write_result(f"{freed}  {file.path}\n".encode(), None)
+        for key in sorted(keys if everything else keys.intersection(what or [])):
+            write_result(f"{packed.delete(key)}  {packed.path / key}\n".encode(), None)
 
 
 @cache_app.command()
@@ -114,16 +127,21 @@ def prune(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Delete what interrupted downloads left, and old files where asked to."""
+    """Delete what interrupted downloads left, and old files where asked to.
+
+    Packed weights that this version, on this CPU, cannot use are deleted too.
+    """
     with guarded(debug):
+        cache = Cache()
         call = partial(
-            Cache().prune,
+            cache.prune,
             older_than=None if older_than is None else timedelta(days=older_than),
             max_size=None if max_size is None else int(max_size * 1e6),
         )
         pruned = anyio.run(call)
+        freed = pruned.freed + PackedFolder(cache.directory).prune()
         lines = [f"{file.path}\n" for file in pruned.files]
-        write_result("".join([*lines, f"{pruned.freed} bytes freed\n"]).encode(), None)
+        write_result("".join([*lines, f"{freed} bytes freed\n"]).encode(), None)
 
 
 def _chosen(files: tuple[CachedFile, ...], what: list[str]) -> list[CachedFile]:
@@ -156,4 +174,18 @@ def _table(files: tuple[CachedFile, ...]) -> Table:
             f"{file.used_at:%Y-%m-%d %H:%M}",
             Text(file.url),
         )
+    return table
+
+
+def _packed_record(record: PackedRecord) -> dict[str, Any]:
+    return record.model_dump() | {"is_current": record.is_current}
+
+
+def _packed_table(records: list[PackedRecord]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("packed weights", "size", "of", "usable"):
+        table.add_column(heading, no_wrap=True)
+    for record in records:
+        usable = "yes" if record.is_current else "no: cache prune deletes it"
+        table.add_row(record.key, decimal(record.size), Text(record.program), usable)
     return table
