@@ -12,7 +12,7 @@ SHELL := bash
 PYTHON ?= python3
 PYTEST ?= -m pytest
 PYTEST_ARGS ?= --numprocesses=logical --maxprocesses=4
-EXTRAS := cli,text,server,search,textual
+EXTRAS := cli,text,server,textual
 
 BUILD := .venv-build
 VENV := .venv

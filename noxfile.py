@@ -24,12 +24,11 @@ EXTRAS = {
     "cli": ["tests/cli", "tests/resources/test_cli.py"],
     "text": ["tests/text"],
     "server": ["tests/server"],
-    "search": ["tests/index"],
     "textual": ["tests/tui"],
     "ray": ["tests/integrations"],
     "export": ["tests/export", "-m", "export"],
 }
-EVERYTHING = "cli,text,server,search,textual,ray,export"
+EVERYTHING = "cli,text,server,textual,ray,export"
 _SANITIZED = ["tests/runtime", "--deselect=tests/runtime/test_memory.py"]  # it reads RSS
 
 
@@ -62,7 +61,7 @@ def _install(session: nox.Session, extras: str = "", groups: tuple[str, ...] = (
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite, with the extras that need no torch."""
-    _install(session, "cli,text,server,search,textual", ("test", "server-test", "examples"))
+    _install(session, "cli,text,server,textual", ("test", "server-test", "examples"))
     session.run("python", "-m", "pytest", "-n", "logical", "--maxprocesses=4", *session.posargs)
 
 

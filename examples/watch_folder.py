@@ -42,7 +42,7 @@ async def watch(
     """
 
     def concerns(_change: Change, path: str) -> bool:
-        return not path.startswith(str(index_file.absolute()))  # nor its -wal and -shm
+        return not path.startswith(str(index_file.absolute()))  # nor its -journal
 
     async with ImageEmbeddings(GIST_512) as model, EmbeddingIndex(index_file) as index:
         first = True

@@ -24,7 +24,6 @@ from .pages import PAGES, Snippet, snippets
 
 _MOST_NOT_RUN = 4  # other libraries' own code, and what needs a cluster
 _OPTIONAL = {
-    "aioembed.index": "apsw",
     "aioembed.integrations.ray": "ray",
     "aioembed.integrations.starlette": "sse_starlette",
     "aioembed.integrations.textual": "textual",

@@ -21,8 +21,6 @@ from aioembed.testing import LoopbackServer, Reply, Request
 from .conftest import run, start
 
 redis = pytest.importorskip("redis")
-pytest.importorskip("apsw")
-pytest.importorskip("sqlite_vec")
 if shutil.which("redis-server") is None:
     pytest.skip("needs redis-server", allow_module_level=True)
 

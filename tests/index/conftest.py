@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("apsw")
-pytest.importorskip("sqlite_vec")
-
 from aioembed import EmbeddingSpace
 
 SPACE = EmbeddingSpace(base="0123456789abcdef")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -113,9 +114,9 @@ async def test_a_file_that_changes_while_it_is_read_is_embedded_again(
             os.utime(path, ns=(0, LONG_AGO_NS + 1))
         return data
 
-    monkeypatch.setattr("aioembed.index.sync.read_file", read_and_rewrite)
+    monkeypatch.setattr("aioembed.index.folder.read_file", read_and_rewrite)
     await index.sync(album, model)
-    monkeypatch.setattr("aioembed.index.sync.read_file", read_file)
+    monkeypatch.setattr("aioembed.index.folder.read_file", read_file)
 
     assert _figures(await index.sync(album, model)) == (1, 3, 0, 0)
     nearest = (await index.search_item(album / "a.png", model, k=1))[0]
@@ -308,7 +309,7 @@ async def test_pipes_and_names_that_are_no_text_are_errors_of_their_own(
     assert (report.embedded, report.failed) == (4, 2)
     errors = await index.errors(album)
     assert "a pipe" in errors[str(album / "pipe.png")]
-    assert errors[str(album / "�.png")] == "its name is no UTF-8"
+    assert errors[str(album / "�.png")] == "its name is not UTF-8"
 
 
 async def test_a_missing_folder_removes_nothing(
@@ -377,3 +378,109 @@ async def test_a_model_of_another_space_is_refused(index_file: Path, album: Path
             with pytest.raises(IncompatibleSpaces, match="do not compare"):
                 await index.search_item(Image.new("RGB", (64, 64), "teal"), model)
         assert await index.keys() == ["x"]
+
+
+async def test_a_renamed_folder_is_known_by_its_content(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    await index.sync(album, model)
+    before = model.statistics().submitted
+    (album / "trip").rename(album / "journey")
+    (album / "a.png").rename(album / "renamed.png")
+    report = await index.sync(album, model)
+    assert (report.moved, report.unchanged, report.removed, report.missing) == (2, 2, 0, 0)
+
+    renamed = album.with_name("photos")
+    shutil.move(album, renamed)
+    report = await index.sync(renamed, model)
+    assert (report.moved, report.embedded) == (4, 0)
+    assert model.statistics().submitted == before
+    assert await index.keys() == [
+        str(renamed / name) for name in ("b.png", "c.jpg", "journey/d.png", "renamed.png")
+    ]
+
+
+async def test_a_copy_is_not_embedded_and_takes_nothing_from_the_original(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, tmp_path: Path
+) -> None:
+    await index.sync(album, model)
+    shutil.copytree(album, tmp_path / "backup")
+    shutil.move(album, tmp_path / "unplugged")
+    report = await index.sync(tmp_path / "backup", model)
+    assert (report.moved, report.embedded, await index.count()) == (4, 0, 8)
+
+
+async def test_hidden_files_trash_and_what_is_excluded_are_left_out(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    (album / "._a.png").write_bytes(b"\0\5\26\7 Mac OS X")
+    for folder in (".Trash-1000/files", "@eaDir/a.png", "#recycle", "trip/.thumbnails"):
+        (album / folder).mkdir(parents=True)
+        shutil.copy(album / "a.png", album / folder / "copy.png")
+    report = await index.sync(album, model)
+    assert (report.total, report.failed, report.embedded) == (4, 0, 4)
+
+    report = await index.sync(album, model, exclude=["trip/*", "b.*"])
+    assert (report.unchanged, report.removed, report.missing) == (2, 2, 0)
+    assert (await index.sync(album, model)).total == 2, "what was excluded is remembered"
+    assert (await index.info()).folders == {str(album): ("trip/*", "b.*")}
+    assert (await index.sync(album, model, exclude=[])).total == 4
+
+
+async def test_formats_that_are_not_read_are_counted(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    for name in ("1.HEIC", "2.heic", "3.CR2"):
+        (album / name).touch()
+    report = await index.sync(album, model)
+    assert dict(report.unsupported) == {"heic": 2, "cr2": 1}
+    assert report.ignored == 4
+
+
+async def test_a_folder_can_be_forgotten_whether_it_is_there_or_not(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path, tmp_path: Path
+) -> None:
+    await index.sync(album, model)
+    shutil.copytree(album, tmp_path / "album-2")
+    await index.sync(tmp_path / "album-2", model)
+    shutil.rmtree(album)
+    assert await index.forget(album / "trip") == 1
+    assert await index.forget(album) == 3
+    assert await index.forget(album) == 0
+    assert await index.count() == 4
+    assert set((await index.info()).folders) == {str(tmp_path / "album-2")}
+
+
+async def test_a_folder_reached_by_a_link_is_indexed_once(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    link = album.with_name("link")
+    link.symlink_to(album, target_is_directory=True)
+    await index.sync(album, model)
+    assert _figures(await index.sync(link, model)) == (0, 4, 0, 0)
+    assert await index.count() == 4
+
+
+async def test_the_index_remembers_its_model(index_file: Path, album: Path) -> None:
+    async with EmbeddingIndex(index_file) as index, ImageEmbeddings(GIST_512) as model:
+        assert (await index.info()).model is None
+        await index.sync(album, model)
+        spec, space = model.spec, model.space
+    async with EmbeddingIndex(index_file) as index:
+        info = await index.info()
+        assert (info.model, info.space) == (spec, space)
+        assert (info.count, info.text_model, info.path) == (4, None, index_file)
+
+
+async def test_a_picture_that_is_indexed_has_its_vector_until_it_changes(
+    index: EmbeddingIndex, model: ImageEmbeddings, album: Path
+) -> None:
+    link = album.with_name("link.png")
+    link.symlink_to(album / "a.png")
+    assert await index.stored_vector(link) is None
+    await index.sync(album, model)
+    stored = await index.stored_vector(link)
+    assert np.array_equal(stored, await index.get(str(album / "a.png")))
+    draw(album / "a.png", seed=200)
+    os.utime(album / "a.png", ns=(0, LONG_AGO_NS + 1))
+    assert await index.stored_vector(link) is None

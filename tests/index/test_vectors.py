@@ -117,9 +117,8 @@ async def test_vectors_that_cannot_be_stored_leave_nothing_behind(index_file: Pa
                 await index.add(key, [1, 0])  # type: ignore[arg-type]
         with pytest.raises(WrongDimensions):
             await index.search([[1, 0]])
-        for k in (0, 4097):
-            with pytest.raises(InvalidConfig):
-                await index.search([1, 0], k)
+        with pytest.raises(InvalidConfig):
+            await index.search([1, 0], 0)
         assert await index.keys() == ["x"]
 
 
@@ -188,3 +187,87 @@ async def test_nothing_committed_is_lost_by_a_kill_in_mid_write(index_file: Path
             hits = await index.search(_unit(1, 64)[0], k=min(len(keys), 4096))
             assert len({hit.key for hit in hits}) == len(keys)
             await index.remove(*keys)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _clustered(count: int, dim: int) -> NDArray[np.float32]:
+    """Rows near a few directions, as photographs' are, with a mean far from zero."""
+    rng = np.random.default_rng(5)
+    axes = rng.standard_normal((40, dim), dtype=np.float32) * np.geomspace(3, 0.3, 40)[:, None]
+    rows = rng.standard_normal((count, 40), dtype=np.float32) @ axes
+    rows += rng.standard_normal(dim) * 3 + 0.1 * rng.standard_normal((count, dim))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+async def test_many_vectors_are_found_by_their_sketches(index_file: Path) -> None:
+    """Added, replaced, removed, through another handle: sketches never fall behind."""
+    rows = _clustered(9000, 200)
+    async with (
+        EmbeddingIndex(index_file, space=SPACE) as index,
+        EmbeddingIndex(index_file) as other,
+    ):
+        await index.add_many((str(number), row) for number, row in enumerate(rows[:5000]))
+        assert (await other.search(rows[7], 1))[0].key == "7"
+        await index.add_many((str(number), row) for number, row in enumerate(rows[5000:], 5000))
+        await index.add("7", rows[8500])
+        await index.remove("8501")
+        rows[7] = rows[8500]
+        found = 0
+        for query in range(0, 9000, 450):
+            similarities = rows @ rows[query]
+            similarities[8501] = -1
+            best = {str(number) for number in np.argsort(-similarities, kind="stable")[:10]}
+            hits = await other.search(rows[query], 10)
+            found += len(best & {hit.key for hit in hits})
+            assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+            assert [hit.similarity for hit in hits] == sorted(
+                (hit.similarity for hit in hits), reverse=True
+            )
+        assert found >= 198
+        assert {hit.key for hit in await other.search(rows[8500], 2)} == {"7", "8500"}
+
+
+async def test_hits_below_the_least_similarity_are_left_out(index_file: Path) -> None:
+    async with EmbeddingIndex(index_file, space=SPACE) as index:
+        await index.add_many([("x", [1, 0]), ("y", [0, 1]), ("xy", [1, 1])])
+        hits = await index.search([1, 0], min_similarity=0.5)
+        assert [hit.key for hit in hits] == ["x", "xy"]
+
+
+@pytest.mark.parametrize("count", [300, 6000], ids=["few", "with sketches"])
+async def test_duplicates_are_found_in_groups(index_file: Path, count: int) -> None:
+    rows = _clustered(count, 128) * 3
+    rng = np.random.default_rng(8)
+    for start, copies in ((10, 4), (100, 2)):
+        near = rows[start] + 0.004 * rng.standard_normal((copies, 128))
+        rows[start + 1 : start + 1 + copies] = near
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    async with EmbeddingIndex(index_file, space=SPACE) as index:
+        await index.add_many((f"/a/{number:05}", row) for number, row in enumerate(rows))
+        groups = await index.duplicates(above=0.998)
+        wanted = (unit @ unit.T >= 0.998).sum() - count
+        assert [[int(hit.key[3:]) for hit in group] for group in groups[:2]] == [
+            [10, 11, 12, 13, 14],
+            [100, 101, 102],
+        ]
+        assert wanted == 20 + 6, "there are no others"
+        assert len(groups) == 2
+        assert groups[0][0].similarity == pytest.approx(1)
+        assert all(hit.similarity > 0.99 for hit in groups[0])
+        assert await index.duplicates("/b", above=0.998) == []
+        for above in (0, 1.5):
+            with pytest.raises(InvalidConfig):
+                await index.duplicates(above=above)
+
+
+async def test_the_file_shrinks_when_much_is_removed(index_file: Path) -> None:
+    async with EmbeddingIndex(index_file, space=SPACE) as index:
+        await index.add_many((f"/a/{number}", row) for number, row in enumerate(_unit(2000, 512)))
+        full = _size(index_file)
+        assert (await index.info()).size_bytes == full
+        await index.forget("/a")
+        assert await index.count() == 0
+        assert _size(index_file) < full / 10

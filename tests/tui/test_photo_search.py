@@ -15,8 +15,6 @@ from textual.events import MouseScrollDown, MouseScrollUp
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-pytest.importorskip("apsw")
-pytest.importorskip("sqlite_vec")
 pytest.importorskip("typer")
 
 from aioembed import EmbeddingSpace, Status

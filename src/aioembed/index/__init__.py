@@ -1,16 +1,8 @@
-"""Vectors in a file that can be searched: an SQLite database with sqlite-vec in it.
+"""Vectors in a file that can be searched, and folders of pictures that such a file follows."""
 
-Needs the extra `search`.
-"""
-
-try:
-    import apsw as apsw
-    import sqlite_vec as sqlite_vec
-except ModuleNotFoundError as _exc:
-    from aioembed.errors import MissingExtra
-
-    raise MissingExtra(_exc.name or "sqlite-vec", "search") from _exc
-
+from .database import Hit as Hit
+from .folder import ALWAYS_EXCLUDED as ALWAYS_EXCLUDED
+from .folder import SyncReport as SyncReport
 from .index import EmbeddingIndex as EmbeddingIndex
-from .records import Hit as Hit
-from .records import SyncReport as SyncReport
+from .index import IndexInfo as IndexInfo
+from .index import default_index_path as default_index_path
