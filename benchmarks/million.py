@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import ImageEmbeddings
 from aioembed.handle import Ok
 
 REPORTS = 20
@@ -39,7 +39,7 @@ async def run(items: int, minutes: float, *, ordered: bool) -> list[int]:
     next_report = started + 5
     count = 0
     async with (
-        ImageEmbeddings(GIST_512) as model,
+        ImageEmbeddings() as model,
         model.embed_stream(images(items), keyed=True, ordered=ordered) as results,
     ):
         async for result in results:

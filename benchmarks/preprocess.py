@@ -1,12 +1,12 @@
 """JPEG to tensor, against Pillow, the transformers processor and OpenCV, on one thread each.
 
-    python benchmarks/preprocess.py [--rounds 7] [--quality 92] [--ways rne clip gist]
+    python benchmarks/preprocess.py [--rounds 7] [--quality 92] [--ways rne clip thumbnail]
         [--photographs FOLDER]
 
 Prints, for 12 and 48 megapixels, the median processor time of each path, its ratio to this
 library's, and how far its pixels are from this library's. Peers that are not installed are left
-out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes. `gist` is
-the way of a small model, to 96 x 96. Below each table: whether this library is no slower than the
+out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes.
+`thumbnail` is to 96 x 96. Below each table: whether this library is no slower than the
 fastest peer of the same pixels. Each path has a process of its own, as a program that uses it
 would be, and takes turns with the others: in one process each would get the memory that another
 left.
@@ -38,10 +38,10 @@ from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING, Preprocessing
 
 Path_ = Callable[[bytes], np.ndarray]
 Maker = Callable[[], Path_]
-GIST_PREPROCESSING = Preprocessing(
+THUMBNAIL_PREPROCESSING = Preprocessing(
     height=96, width=96, resize="stretch", interpolation="bilinear", antialias=True
 )
-"""Of the embedded model."""
+"""Of a small model."""
 
 US, DECODER = "aioembed", "decoder alone"
 NO_SLOWER = 0.99
@@ -124,7 +124,7 @@ WAYS: dict[str, tuple[Preprocessing, dict[str, Maker]]] = {
         CLIP_PREPROCESSING,
         {"Pillow": lambda: pillow_clip, "transformers": transformers_clip},
     ),
-    "gist": (GIST_PREPROCESSING, {"Pillow": partial(pillow_stretch, 96)}),
+    "thumbnail": (THUMBNAIL_PREPROCESSING, {"Pillow": partial(pillow_stretch, 96)}),
 }
 NEEDED = {"OpenCV": "cv2", "transformers": "transformers"}
 

@@ -1,6 +1,6 @@
 """Images per second of 1 and 2 Ray Data actors with one CPU each, and of no Ray at all.
 
-    python benchmarks/ray_scaling.py [--images 2000] [--side 224] [--model gist-512] [--rounds 3]
+    python benchmarks/ray_scaling.py [--images 2000] [--side 224] [--model NAME] [--rounds 3]
 
 The clock runs from the first batch that is done, so that starting the actors does not count. The
 images are JPEG files in memory; `--model` may be a path, such as that of an exported program.
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--model", default="gist-512")
+    parser.add_argument("--model", default="efficientnet-lite0")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     images = drawn_images(options.images, options.side)

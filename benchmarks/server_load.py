@@ -1,6 +1,6 @@
 """Mixed load on `aioembed serve`: valid, broken, oversized and slow requests on 64 connections.
 
-    python benchmarks/server_load.py [--seconds 60] [--connections 64] [--model gist-512]
+    python benchmarks/server_load.py [--seconds 60] [--connections 64] [--model efficientnet-lite0]
 
 `/healthz` is timed in a process of its own while the server idles, while it only refuses, and at
 full load; beside it a server that does nothing, for the machine's floor. Printed are the
@@ -307,7 +307,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--model", default="gist-512", help="what to serve")
+    parser.add_argument("--model", default="efficientnet-lite0", help="what to serve")
     options = parser.parse_args()
     serve = [sys.executable, "-m", "aioembed", "serve", "--port", "0", "--model", options.model]
     bare = [sys.executable, str(Path(__file__).with_name("http_load.py")), "bare"]

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
 from aioembed.errors import ForwardTimeout, ImageDecodeError
 
 ALLOWED_MEMORY = 8e6
@@ -96,7 +96,7 @@ async def watch(
 async def run(options: argparse.Namespace) -> list[Sample]:
     samples: list[Sample] = []
     over = anyio.Event()
-    async with ImageEmbeddings(options.model or GIST_512) as model:
+    async with ImageEmbeddings(options.model or EFFICIENTNET_LITE0) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, model, samples, options.minutes, over)

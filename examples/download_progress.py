@@ -12,7 +12,7 @@ import tempfile
 import anyio
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, Status
 from aioembed.models import local_path
 from aioembed.testing import HubServer
 
@@ -28,11 +28,11 @@ async def watch(model: ImageEmbeddings) -> None:
 
 
 async def main(folder: str) -> None:
-    shipped = local_path(GIST_512)
+    shipped = local_path(EFFICIENTNET_LITE0)
     assert shipped is not None
     content = await anyio.Path(shipped).read_bytes()
     async with HubServer(bytes_per_second=len(content) / 2) as hub:
-        url = hub.add("someone/gist", "gist_512.pte", content)
+        url = hub.add("someone/lite0", "efficientnet_lite0.pte", content)
         model = ImageEmbeddings(url, cache_dir=folder)
         async with anyio.create_task_group() as group:
             group.start_soon(watch, model)

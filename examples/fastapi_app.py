@@ -15,12 +15,12 @@ import numpy as np
 from fastapi import BackgroundTasks, Depends, FastAPI, File, HTTPException
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
+from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import AioembedError, InvalidUserInput
 from aioembed.integrations.starlette import lifespan, router
 
 # The three lines: the model loads when the application starts and is closed when it stops.
-model = ImageEmbeddings(GIST_512, source_policy=SourcePolicy.untrusted())
+model = ImageEmbeddings(source_policy=SourcePolicy.untrusted())
 app = FastAPI(title="Photo album", lifespan=lifespan(model))
 app.mount("/embed", router(model))
 

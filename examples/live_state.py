@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, Status
 from aioembed.models import local_path
 from aioembed.testing import HubServer
 
@@ -41,12 +41,12 @@ def draw(model: ImageEmbeddings) -> Panel:
 
 
 async def main(folder: str) -> None:
-    shipped = local_path(GIST_512)
+    shipped = local_path(EFFICIENTNET_LITE0)
     assert shipped is not None
     content = await anyio.Path(shipped).read_bytes()
     images = np.random.default_rng(0).integers(0, 256, (200, 120, 160, 3), dtype=np.uint8)
     async with HubServer(bytes_per_second=len(content) / 2) as hub:
-        url = hub.add("someone/gist", "gist_512.pte", content)
+        url = hub.add("someone/lite0", "efficientnet_lite0.pte", content)
         model = ImageEmbeddings(url, cache_dir=folder)
         with Live(draw(model), refresh_per_second=15) as live:
             unsubscribe = model.subscribe(lambda: live.update(draw(model)))

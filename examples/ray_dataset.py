@@ -21,7 +21,9 @@ from sample_images import fill
 from aioembed.integrations.ray import embed_images
 
 
-def embed(folder: Path, output: Path, *, model: str = "gist-512", actors: int = 2) -> None:
+def embed(
+    folder: Path, output: Path, *, model: str = "efficientnet-lite0", actors: int = 2
+) -> None:
     """Write a row for each file: its path, its vector, or why it has none.
 
     Parquet files of an earlier run in the same place are replaced.
@@ -52,7 +54,7 @@ def main() -> None:
     embedding = commands.add_parser("embed")
     embedding.add_argument("folder", type=Path)
     embedding.add_argument("output", type=Path)
-    embedding.add_argument("--model", default="gist-512")
+    embedding.add_argument("--model", default="efficientnet-lite0")
     embedding.add_argument("--actors", type=int, default=2)
     options = parser.parse_args()
     if options.command == "demo":

@@ -16,7 +16,7 @@ from sample_images import draw
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
+from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.integrations.starlette import lifespan, router
 
 CPUS = 1
@@ -26,7 +26,9 @@ CPUS = 1
 def application() -> Starlette:
     """Build the application; called in each replica."""
     model = ImageEmbeddings(
-        GIST_512, source_policy=SourcePolicy.untrusted(), threads=CPUS, decode_threads=CPUS
+        source_policy=SourcePolicy.untrusted(),
+        threads=CPUS,
+        decode_threads=CPUS,
     )
     return Starlette(routes=[Mount("/", router(model))], lifespan=lifespan(model))
 

@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError  # noqa: A004
 from sample_images import draw
 
-from aioembed import GIST_512, Err, ImageEmbeddings, Ok
+from aioembed import Err, ImageEmbeddings, Ok
 from aioembed.errors import FileReadFailed, ImageFetchFailed, InvalidUserInput
 from aioembed.index import EmbeddingIndex
 
@@ -132,7 +132,7 @@ class Consumer:
 
 async def consume(url: str, index: Path, **options: Any) -> None:
     """Consume until SIGTERM or Ctrl-C; what is under way then is finished."""
-    async with Redis.from_url(url, socket_timeout=10) as redis, ImageEmbeddings(GIST_512) as model:
+    async with Redis.from_url(url, socket_timeout=10) as redis, ImageEmbeddings() as model:
         await model.load()
         async with EmbeddingIndex(index, space=model.space) as vectors:
             consumer = Consumer(redis, model, vectors, **options)

@@ -18,7 +18,7 @@ import anyio
 from sample_images import draw
 from watchfiles import Change, awatch
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import ImageEmbeddings
 from aioembed.index import EmbeddingIndex, SyncReport
 
 
@@ -44,7 +44,7 @@ async def watch(
     def concerns(_change: Change, path: str) -> bool:
         return not path.startswith(str(index_file.absolute()))  # nor its -journal
 
-    async with ImageEmbeddings(GIST_512) as model, EmbeddingIndex(index_file) as index:
+    async with ImageEmbeddings() as model, EmbeddingIndex(index_file) as index:
         first = True
         async for changes in awatch(
             folder, watch_filter=concerns, stop_event=stop, yield_on_timeout=True, rust_timeout=200

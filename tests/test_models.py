@@ -7,16 +7,23 @@ from pathlib import Path
 import pytest
 
 from aioembed.errors import InvalidConfig, InvalidModelSource, UnknownModel
-from aioembed.models import GIST_512, MODELS, ModelSpec, Preprocessing, local_path, resolve_model
+from aioembed.models import (
+    EFFICIENTNET_LITE0,
+    MODELS,
+    ModelSpec,
+    Preprocessing,
+    local_path,
+    resolve_model,
+)
 
 
 def test_a_registered_name_gives_its_spec() -> None:
-    assert resolve_model("gist-512") is GIST_512
-    assert resolve_model(GIST_512) is GIST_512
+    assert resolve_model("efficientnet-lite0") is EFFICIENTNET_LITE0
+    assert resolve_model(EFFICIENTNET_LITE0) is EFFICIENTNET_LITE0
 
 
 def test_the_embedded_model_ships_with_the_library() -> None:
-    path = local_path(GIST_512)
+    path = local_path(EFFICIENTNET_LITE0)
     assert path is not None
     assert path.is_file()
 
@@ -30,8 +37,8 @@ def test_every_registered_model_says_what_it_is(name: str) -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownModel, match="gist-512"):
-        resolve_model("gist_512")
+    with pytest.raises(UnknownModel, match="efficientnet-lite0"):
+        resolve_model("efficientnet_lite0")
 
 
 @pytest.mark.parametrize("source", ["ftp://host/model.pte", "s3://bucket/model.pte"])

@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--index", type=Path, help="by default .photo-search.db in the folder")
-    parser.add_argument("--model", default="gist-512")
+    parser.add_argument("--model", default="efficientnet-lite0")
     parser.add_argument("--text-model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -55,7 +55,7 @@ class PhotoSearch(ModelMixin, App[None]):
         folder: Path,
         index_file: Path,
         *,
-        model: str = "gist-512",
+        model: str = "efficientnet-lite0",
         text_model: str | None = None,
     ) -> None:
         super().__init__()

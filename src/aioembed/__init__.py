@@ -14,7 +14,7 @@ from .models import CLIP_PREPROCESSING as CLIP_PREPROCESSING
 from .models import CLIP_VIT_BASE_PATCH32_IMAGE as CLIP_VIT_BASE_PATCH32_IMAGE
 from .models import CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED as CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED
 from .models import CLIP_VIT_BASE_PATCH32_TEXT as CLIP_VIT_BASE_PATCH32_TEXT
-from .models import GIST_512 as GIST_512
+from .models import EFFICIENTNET_LITE0 as EFFICIENTNET_LITE0
 from .models import MODELS as MODELS
 from .models import RNE_PREPROCESSING as RNE_PREPROCESSING
 from .models import EmbeddingSpace as EmbeddingSpace

@@ -19,7 +19,7 @@ from .handle import (
     OnCall,
 )
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
-from .models import Modality, ModelSource, Preprocessing
+from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing
 from .statistics import Stopwatch
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
     the end; without, call `load` and `aclose` yourself. It belongs to one event loop.
 
     Args:
-        model_source: A `ModelSpec` constant such as `GIST_512`, its name, a URL, or the path of
-            a `.pte` file.
+        model_source: A `ModelSpec` constant, its name, a URL, or the path of a `.pte` file. By
+            default the model that ships with the library.
         prevent_load: Do not load when entered; `load` does it later.
         source_policy: What images may be and where they may come from; the default,
             `SourcePolicy.trusted()`, is for the program's own calls. Give
@@ -74,7 +74,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
 
     def __init__(
         self,
-        model_source: ModelSource,
+        model_source: ModelSource = EFFICIENTNET_LITE0,
         *,
         prevent_load: bool = False,
         source_policy: SourcePolicy | None = None,

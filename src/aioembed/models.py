@@ -28,8 +28,8 @@ __all__ = [
     "CLIP_VIT_BASE_PATCH32_IMAGE",
     "CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED",
     "CLIP_VIT_BASE_PATCH32_TEXT",
+    "EFFICIENTNET_LITE0",
     "EMBEDDED_SCHEME",
-    "GIST_512",
     "METADATA_METHOD",
     "MODELS",
     "RNE_PREPROCESSING",
@@ -272,7 +272,7 @@ class ModelSpec(_Frozen):
     """A model that can be named.
 
     Attributes:
-        name: For people and command lines, such as `gist-512`.
+        name: For people and command lines, such as `efficientnet-lite0`.
         source: `embedded:FILE` (ships with the library), an `https:` URL, or a path.
         modality: What it embeds.
         embedding_dim: Values per vector, where known.
@@ -316,6 +316,16 @@ _HUB = (
 )
 _CHECKPOINT = "openai/clip-vit-base-patch32"
 
+EFFICIENTNET_LITE0 = ModelSpec(
+    name="efficientnet-lite0",
+    source="embedded:efficientnet_lite0.pte",
+    modality="image",
+    embedding_dim=1280,
+    size_bytes=13441280,
+    sha256="f26fdca7a19f285a2a4e4c71e91fee8bc9238e8ac60f9f69456dbca45712346e",
+    licence="Apache-2.0",
+    summary="EfficientNet-Lite0 trained on ImageNet (13.4 MB); ships with the library",
+)
 CLIP_VIT_BASE_PATCH32_IMAGE = ModelSpec(
     name="clip-vit-base-patch32-image",
     source=f"{_HUB}/xnnpack/clip_vit_base_patch32_image_xnnpack_fp32.pte",
@@ -348,22 +358,11 @@ CLIP_VIT_BASE_PATCH32_TEXT = ModelSpec(
     licence="MIT",
     summary="CLIP ViT-B/32, text tower, fp32 (254 MB); shares its space with the image tower",
 )
-GIST_512 = ModelSpec(
-    name="gist-512",
-    source="embedded:gist_512.pte",
-    modality="image",
-    embedding_dim=512,
-    size_bytes=61344,
-    sha256="9c5eb1bf7aa025e514f7e4fba13be1d658384ad965331159688cc7a091e36d2f",
-    licence="MIT",
-    summary="GIST scene descriptor, ships with the library: near-duplicates, not semantic",
-)
-
 MODELS = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            GIST_512,
+            EFFICIENTNET_LITE0,
             CLIP_VIT_BASE_PATCH32_IMAGE,
             CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED,
             CLIP_VIT_BASE_PATCH32_TEXT,

@@ -98,9 +98,9 @@ def test_debug_shows_the_traceback(invoke: Invoke, tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_suggests_the_nearest_name(invoke: Invoke, picture: Path) -> None:
-    result = invoke("embed", picture, "--model", "gist512")
+    result = invoke("embed", picture, "--model", "efficientnetlite0")
     assert result.exit_code == 3
-    assert "did you mean gist-512?" in result.stderr
+    assert "did you mean efficientnet-lite0?" in result.stderr
     assert result.stdout == ""
 
 

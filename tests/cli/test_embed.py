@@ -35,7 +35,7 @@ def test_every_format_reads_back_as_vectors_of_length_1(
     vectors = read(form, result.stdout_bytes)
     assert result.exit_code == 0
     assert result.stderr == ""
-    assert vectors.shape == (3, 512)
+    assert vectors.shape == (3, 1280)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
@@ -58,8 +58,8 @@ def test_results_are_in_the_order_of_the_arguments(invoke: Invoke, pictures: lis
 
 def test_json_names_the_model_and_the_space(invoke: Invoke, picture: Path) -> None:
     document = json.loads(invoke("embed", picture).stdout)
-    assert document["model"] == "gist-512"
-    assert document["dim"] == 512
+    assert document["model"] == "efficientnet-lite0"
+    assert document["dim"] == 1280
     assert document["space_id"]
 
 
@@ -82,7 +82,7 @@ def test_output_goes_to_a_file_and_stdout_stays_empty(
     result = invoke("embed", picture, "--format", "npy", "--output", output)
     assert result.exit_code == 0
     assert result.stdout_bytes == b""
-    assert np.load(output).shape == (1, 512)
+    assert np.load(output).shape == (1, 1280)
 
 
 @pytest.mark.parametrize("name", ["missing/vectors.json", ""])
@@ -113,10 +113,9 @@ def test_one_bad_image_leaves_the_others_their_rows(
 
 
 def test_a_model_may_be_given_by_path(invoke: Invoke, picture: Path) -> None:
-    from aioembed import GIST_512
-    from aioembed.models import local_path
+    from aioembed.models import EFFICIENTNET_LITE0, local_path
 
-    by_path = invoke("embed", picture, "--format", "npy", "--model", local_path(GIST_512))
+    by_path = invoke("embed", picture, "--format", "npy", "--model", local_path(EFFICIENTNET_LITE0))
     by_name = invoke("embed", picture, "--format", "npy")
     assert by_path.exit_code == 0
     assert by_path.stdout_bytes == by_name.stdout_bytes

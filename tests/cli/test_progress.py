@@ -9,9 +9,11 @@ import anyio
 import pytest
 from rich.console import Console
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
+from aioembed import ImageEmbeddings, ModelState, Status
 from aioembed.cli.embed import embed_all, named_images
 from aioembed.cli.progress import ProgressLine, describe_download
+
+from ..programs import TINY_IMAGE
 
 _MEGABYTE = 1_000_000
 
@@ -47,7 +49,7 @@ def test_a_terminal_shows_the_states_and_the_count(pictures: list[Path]) -> None
     console = Console(file=screen, force_terminal=True, width=80)
 
     async def run() -> None:
-        model = ImageEmbeddings(GIST_512)
+        model = ImageEmbeddings(TINY_IMAGE)
         images = named_images([str(path) for path in pictures])
         with ProgressLine(model, len(images), console) as progress:
             async with model:
@@ -63,7 +65,7 @@ def test_what_is_no_terminal_shows_nothing(pictures: list[Path]) -> None:
     screen = io.StringIO()
 
     async def run() -> None:
-        model = ImageEmbeddings(GIST_512)
+        model = ImageEmbeddings(TINY_IMAGE)
         with ProgressLine(model, 1, Console(file=screen)):
             async with model:
                 await model.load()

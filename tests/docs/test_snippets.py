@@ -47,11 +47,11 @@ class Stage:
         self._snippet = snippet
         self._running = running
         self._replaced: dict[str, str] = {}
-        shipped = local_path(aioembed.GIST_512)
+        shipped = local_path(aioembed.EFFICIENTNET_LITE0)
         assert shipped is not None
         self._names: dict[str, object] = {
             "__name__": "snippet",  # what is guarded by "__main__" would take the terminal
-            "GIST_512": aioembed.GIST_512,
+            "EFFICIENTNET_LITE0": aioembed.EFFICIENTNET_LITE0,
             "HubServer": HubServer,
             "ImageEmbeddings": aioembed.ImageEmbeddings,
             "TextEmbeddings": aioembed.TextEmbeddings,

@@ -53,7 +53,7 @@ def test_download_of_a_cached_url_prints_its_path(invoke: Any, cached: Any) -> N
 
 
 def test_download_of_an_embedded_model_needs_no_network(invoke: Any) -> None:
-    result = invoke("download", "gist-512")
+    result = invoke("download", "efficientnet-lite0")
     assert result.exit_code == 0
     assert Path(result.stdout.strip()).name.endswith(".pte")
 

@@ -10,4 +10,4 @@ def test_a_download_is_watched_to_its_end() -> None:
     assert "downloading" in printed
     assert "of 61 kB" in printed
     assert "ready" in printed
-    assert "a vector of 512 values" in printed
+    assert "a vector of 1280 values" in printed

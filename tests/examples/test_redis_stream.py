@@ -15,7 +15,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
 from aioembed.testing import LoopbackServer, Reply, Request
 
 from .conftest import run, start
@@ -81,7 +81,7 @@ class Observed(Consumer):
 async def consumer_of(server: LocalRedis, index: Path, **options: Any) -> AsyncIterator[Observed]:
     async with (
         AsyncRedis.from_url(server.url, socket_timeout=10) as connected,
-        ImageEmbeddings(GIST_512) as model,
+        ImageEmbeddings(EFFICIENTNET_LITE0) as model,
     ):
         await model.load()
         async with EmbeddingIndex(index, space=model.space) as vectors:
@@ -97,7 +97,7 @@ async def consume(server: LocalRedis, index: Path, **options: Any) -> dict[str, 
 
 async def assert_stored(index: Path, keys: set[str]) -> None:
     """Assert that the index has these keys, each once, and the vectors of their images."""
-    async with ImageEmbeddings(GIST_512) as model, EmbeddingIndex(index) as vectors:
+    async with ImageEmbeddings(EFFICIENTNET_LITE0) as model, EmbeddingIndex(index) as vectors:
         assert await vectors.count() == len(keys)
         assert await vectors.keys() == sorted(keys)
         for key in sorted(keys)[::50]:

@@ -13,7 +13,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
 
 from .conftest import run, start
 
@@ -87,7 +87,7 @@ async def test_the_index_follows_the_folder(folder: Path, tmp_path: Path) -> Non
         assert await seen.keys() == ["deep/moved.png"]
         (folder / "deep" / "moved.png").write_bytes(draw(2))
         await seen.until(lambda report: report.embedded)
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(EFFICIENTNET_LITE0) as model:
         expected = await model.forward(draw(2))
     np.testing.assert_allclose(await seen.vector("deep/moved.png"), expected, atol=1e-6)
 

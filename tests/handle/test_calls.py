@@ -13,11 +13,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, images
+from aioembed import ImageEmbeddings, images
 from aioembed import image as image_module
 from aioembed.errors import ForwardTimeout, ImageDecodeError, InvalidConfig, ModelBusy
 from aioembed.statistics import CallTiming
 
+from ..programs import TINY_IMAGE
 from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +29,7 @@ Pixels = NDArray[np.uint8]
 async def test_a_timeout_that_is_no_positive_number_is_refused(
     timeout: Any, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(InvalidConfig, match="timeout"):
             await model.forward(pixels, timeout=timeout)
         assert (await model.forward(pixels, timeout=math.inf)).shape == (512,)
@@ -44,7 +45,7 @@ async def test_what_waits_past_its_deadline_is_never_decoded(
         decoded.append(item)
         return await prepare(item, *args, **kwargs)
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -65,7 +66,7 @@ async def test_what_waits_past_its_deadline_is_never_decoded(
 
 async def test_a_timeout_also_bounds_the_wait_for_the_load(loads: Brake, pixels: Pixels) -> None:
     loads.hold()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await loads.wait_entered()
         with pytest.raises(ForwardTimeout):
             await model.forward(pixels, timeout=0.01)
@@ -76,7 +77,7 @@ async def test_a_timeout_also_bounds_the_wait_for_the_load(loads: Brake, pixels:
 async def test_refused_calls_are_counted_and_carry_the_queues_length(
     inference: Brake, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(GIST_512, on_busy="raise") as model:
+    async with ImageEmbeddings(TINY_IMAGE, on_busy="raise") as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -102,7 +103,7 @@ async def test_every_call_is_told_to_on_call_and_a_raising_one_disturbs_nobody(
         if len(timings) == 1:
             raise RuntimeError("exporter")
 
-    async with ImageEmbeddings(GIST_512, on_call=on_call) as model:
+    async with ImageEmbeddings(TINY_IMAGE, on_call=on_call) as model:
         assert (await model.forward(pixels)).shape == (512,)
         with pytest.raises(ImageDecodeError):
             await model.forward(b"junk")
@@ -120,7 +121,7 @@ async def test_every_call_is_told_to_on_call_and_a_raising_one_disturbs_nobody(
 async def test_calls_that_wait_run_together_and_the_statistics_show_it(
     inference: Brake, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -140,7 +141,7 @@ async def test_calls_that_wait_run_together_and_the_statistics_show_it(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_asyncios_own_timeouts_work(inference: Brake, pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         inference.hold()
         running = asyncio.create_task(model.forward(pixels))
@@ -181,7 +182,7 @@ async def test_an_item_whose_inference_fails_does_so_alone(
         except InvalidModelOutput:
             outcomes.append("error")
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             for number in range(12):

@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aioembed import CLIP_PREPROCESSING, GIST_512, ImageEmbeddings, ModelSpec
+from aioembed import CLIP_PREPROCESSING, ImageEmbeddings, ModelSpec
 from aioembed._signature import ModelContract, read_contract
 from aioembed.errors import InvalidModelOutput, InvalidProgram, ModelError, WrongDimensions
 from aioembed.models import local_path
 from aioembed.runtime import Program
+
+from ..programs import TINY_IMAGE
 
 _PROGRAMS = Path(__file__).resolve().parents[1] / "runtime" / "programs"
 
 
 @pytest.fixture(scope="module")
 def contract() -> ModelContract:
-    path = local_path(GIST_512)
+    path = local_path(TINY_IMAGE)
     assert path is not None
-    return read_contract(Program.load(path), GIST_512, file_sha256=lambda: "0")
+    return read_contract(Program.load(path), TINY_IMAGE, file_sha256=lambda: "0")
 
 
 @pytest.mark.parametrize(
@@ -61,14 +63,14 @@ async def test_promise_26_a_program_that_takes_no_image_is_refused(name: str) ->
 
 @pytest.mark.anyio
 async def test_promise_26_preprocessing_that_does_not_fit_names_both_shapes() -> None:
-    async with ImageEmbeddings(GIST_512, preprocessing=CLIP_PREPROCESSING) as model:
-        with pytest.raises(WrongDimensions, match=r"224.*96"):
+    async with ImageEmbeddings(TINY_IMAGE, preprocessing=CLIP_PREPROCESSING) as model:
+        with pytest.raises(WrongDimensions, match=r"224.*32"):
             await model.load()
 
 
 @pytest.mark.anyio
 async def test_promise_26_another_dimension_than_the_spec_claims_is_refused() -> None:
-    path = local_path(GIST_512)
+    path = local_path(TINY_IMAGE)
     spec = ModelSpec(name="x", source=str(path), modality="image", embedding_dim=256)
     async with ImageEmbeddings(spec) as model:
         with pytest.raises(WrongDimensions, match=r"512.*256"):

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status
 from aioembed import _probe as probing
 from aioembed._child import python_child
 from aioembed.errors import AioembedError, IntegrityError, ProbeFailed
 from aioembed.models import local_path
+
+from ..programs import TINY_IMAGE
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +27,7 @@ _DAMAGE = Path(__file__).resolve().parents[1] / "runtime" / "children" / "corrup
 
 
 def whole() -> bytes:
-    path = local_path(GIST_512)
+    path = local_path(TINY_IMAGE)
     assert path is not None
     return path.read_bytes()
 
@@ -44,8 +46,8 @@ async def test_300_damaged_copies_of_the_embedded_model_are_each_a_typed_error(
     tmp_path: Path,
 ) -> None:
     """Native code never sees them: the published hash is compared first."""
-    path = tmp_path / "gist_512.pte"
-    spec = GIST_512.model_copy(update={"source": str(path)})
+    path = tmp_path / "mine.pte"
+    spec = TINY_IMAGE.model_copy(update={"source": str(path)})
     outcomes: Counter[str] = Counter()
     for number in range(VARIANTS):
         content = damaged(number)

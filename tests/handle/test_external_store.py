@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
+from aioembed import ImageEmbeddings, ModelState, Status
+
+from ..programs import TINY_IMAGE
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +41,7 @@ class Component:
 
 
 async def test_a_component_renders_each_change_once_and_sees_no_tearing() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     first, second = Component(model), Component(model)
     async with model:
         await model.forward(PIXELS)
@@ -53,7 +55,7 @@ async def test_a_component_renders_each_change_once_and_sees_no_tearing() -> Non
 
 
 async def test_the_snapshot_is_one_immutable_object_until_something_changes() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         snapshot = model.state
         assert all(model.state is snapshot for _ in range(100))
@@ -70,7 +72,7 @@ async def test_the_snapshot_is_one_immutable_object_until_something_changes() ->
 
 async def test_subscribing_tells_nothing_by_itself_and_two_of_one_callback_are_two() -> None:
     told: list[Status] = []
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
 
     def tell() -> None:
         told.append(model.state.status)
@@ -85,7 +87,7 @@ async def test_subscribing_tells_nothing_by_itself_and_two_of_one_callback_are_t
 
 
 async def test_a_component_may_unmount_itself_or_another_while_it_is_told() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     told: list[str] = []
     stops: dict[str, Callable[[], None]] = {}
 
@@ -106,7 +108,7 @@ async def test_a_component_may_unmount_itself_or_another_while_it_is_told() -> N
 
 
 async def test_a_component_that_mounts_while_others_are_told_renders_the_new_state() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     late: list[Component] = []
 
     def mount_once() -> None:

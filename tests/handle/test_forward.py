@@ -14,9 +14,10 @@ from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status
 from aioembed.errors import InvalidUserInput, ModelBusy
 
+from ..programs import TINY_IMAGE
 from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +32,7 @@ def numbered(number: int) -> Pixels:
 async def test_200_concurrent_calls_with_a_third_cancelled_all_end_right(seed: int) -> None:
     dice = random.Random(seed)
     got: dict[int, NDArray[np.float32]] = {}
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         expected = {number: await model.forward(numbered(number)) for number in range(8)}
 
         async def call(place: int, doomed: bool) -> None:
@@ -59,7 +60,7 @@ async def test_200_concurrent_calls_with_a_third_cancelled_all_end_right(seed: i
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_asyncio_task_cancel_and_wait_for_leave_the_model_usable(inference: Brake) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         inference.hold()
         running = asyncio.create_task(model.forward(numbered(1)))
@@ -78,7 +79,7 @@ async def test_asyncio_task_cancel_and_wait_for_leave_the_model_usable(inference
 
 
 async def test_a_full_queue_says_so_and_serves_those_in_it(inference: Brake) -> None:
-    async with ImageEmbeddings(GIST_512, max_pending=3) as model:
+    async with ImageEmbeddings(TINY_IMAGE, max_pending=3) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -95,7 +96,7 @@ async def test_a_full_queue_says_so_and_serves_those_in_it(inference: Brake) -> 
 
 async def test_strict_mode_refuses_a_second_call_in_the_same_turn() -> None:
     """The hook lets two calls of one tick through; here the second is refused."""
-    async with ImageEmbeddings(GIST_512, on_busy="raise") as model:
+    async with ImageEmbeddings(TINY_IMAGE, on_busy="raise") as model:
         await model.load()
         outcomes: list[str] = []
 
@@ -141,7 +142,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, object]:
 async def test_bad_input_is_a_typed_error_that_names_it_and_the_model_stays_ready(
     bad_inputs: dict[str, object],
 ) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         for name, item in bad_inputs.items():
             with pytest.raises(InvalidUserInput) as caught:
@@ -155,7 +156,7 @@ async def test_bad_input_is_a_typed_error_that_names_it_and_the_model_stays_read
 async def test_an_unreadable_file_is_a_typed_error(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"
     path.touch(mode=0)
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(InvalidUserInput, match=r"secret\.png"):
             await model.forward(path)
 
@@ -171,7 +172,7 @@ async def test_every_kind_of_input_gives_the_same_vector(tmp_path: Path) -> None
     path = tmp_path / "a b.png"
     path.write_bytes(data)
     encoded = base64.b64encode(data).decode()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         expected = await model.forward(pixels)
         for item in (
             path,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState, Status, use_image_embeddings
+from aioembed import ImageEmbeddings, ModelState, Status, use_image_embeddings
 from aioembed.errors import (
     InvalidConfig,
     ModelClosed,
@@ -18,6 +18,7 @@ from aioembed.errors import (
     UnknownModel,
 )
 
+from ..programs import TINY_IMAGE, TINY_IMAGE_PROGRAM
 from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 async def test_mounting_loads_in_the_background_and_unmounting_closes(pixels: Pixels) -> None:
     seen: list[Status] = []
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         model.subscribe(lambda: seen.append(model.state.status))
         assert model.state.status is Status.IDLE
         vector = await model.forward(pixels)
@@ -44,7 +45,7 @@ async def test_making_a_handle_does_no_io(tmp_path: object) -> None:
 
 
 async def test_prevent_load_leaves_the_model_idle_until_load(pixels: Pixels) -> None:
-    async with use_image_embeddings(GIST_512, prevent_load=True) as model:
+    async with use_image_embeddings(TINY_IMAGE, prevent_load=True) as model:
         await anyio.wait_all_tasks_blocked()
         assert model.state.status is Status.IDLE
         with pytest.raises(ModelNotLoaded, match="load"):
@@ -55,17 +56,17 @@ async def test_prevent_load_leaves_the_model_idle_until_load(pixels: Pixels) -> 
 
 
 async def test_a_handle_works_without_async_with(pixels: Pixels) -> None:
-    model = ImageEmbeddings("gist-512")
+    model = ImageEmbeddings("efficientnet-lite0")
     await model.load()
     await model.load()
-    assert (await model.embed(pixels)).shape == (512,)
+    assert (await model.embed(pixels)).shape == (1280,)
     await model.aclose()
     await model.aclose()
     assert model.state.status is Status.CLOSED
 
 
 async def test_concurrent_loads_are_one(loads: Brake) -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     loads.hold()
     async with anyio.create_task_group() as tasks:
         for _ in range(50):
@@ -81,7 +82,7 @@ async def test_concurrent_loads_are_one(loads: Brake) -> None:
 
 async def test_forward_waits_for_the_load_that_is_under_way(loads: Brake, pixels: Pixels) -> None:
     loads.hold()
-    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+    async with ImageEmbeddings(TINY_IMAGE) as model, anyio.create_task_group() as tasks:
         tasks.start_soon(model.forward, pixels)
         await loads.wait_entered()
         await anyio.wait_all_tasks_blocked()
@@ -91,7 +92,7 @@ async def test_forward_waits_for_the_load_that_is_under_way(loads: Brake, pixels
 
 
 async def test_when_the_loading_caller_is_cancelled_another_takes_over(loads: Brake) -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     loads.hold()
     async with anyio.create_task_group() as others:
         with anyio.CancelScope() as scope:
@@ -117,15 +118,14 @@ async def test_a_failed_load_is_an_error_for_everyone_and_can_be_tried_again(
             await model.forward(pixels)
         with pytest.raises(ModelFileUnreadable):
             await model.load()
-        embedded = anyio.Path(__import__("aioembed").__path__[0]) / "data" / "gist_512.pte"
-        await path.write_bytes(await embedded.read_bytes())
+        await path.write_bytes(await anyio.Path(TINY_IMAGE_PROGRAM).read_bytes())
         await model.load()
         assert model.state.error is None
         assert (await model.forward(pixels)).shape == (512,)
 
 
 async def test_an_error_in_the_body_is_raised_as_it_is() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
 
     async def body() -> None:
         async with model:
@@ -147,7 +147,7 @@ async def test_closing_while_loading_ends_the_load(loads: Brake, pixels: Pixels)
         except ModelClosed:
             refused.append("closed")
 
-    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+    async with ImageEmbeddings(TINY_IMAGE) as model, anyio.create_task_group() as tasks:
         tasks.start_soon(call)
         await loads.wait_entered()
         tasks.start_soon(model.aclose)
@@ -160,7 +160,7 @@ async def test_closing_while_loading_ends_the_load(loads: Brake, pixels: Pixels)
 
 
 async def test_closing_waits_for_the_inference_in_flight(inference: Brake, pixels: Pixels) -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     await model.load()
     inference.hold()
     results: list[object] = []
@@ -184,7 +184,7 @@ async def test_closing_waits_for_the_inference_in_flight(inference: Brake, pixel
 
 
 async def test_states_begin_with_the_current_one_and_end_with_closed() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     seen: list[Status] = []
 
     async def watch() -> None:
@@ -202,7 +202,7 @@ async def test_states_begin_with_the_current_one_and_end_with_closed() -> None:
 
 
 async def test_a_slow_reader_of_states_never_holds_up_a_forward(pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512) as model, anyio.create_task_group() as tasks:
+    async with ImageEmbeddings(TINY_IMAGE) as model, anyio.create_task_group() as tasks:
 
         async def stuck() -> None:
             async for _ in model.states():
@@ -216,7 +216,7 @@ async def test_a_slow_reader_of_states_never_holds_up_a_forward(pixels: Pixels) 
 
 
 async def test_a_thousand_observers_and_raising_ones_change_nothing(pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         told = [0] * 1000
 
         def count(place: int) -> None:
@@ -231,7 +231,7 @@ async def test_a_thousand_observers_and_raising_ones_change_nothing(pixels: Pixe
 
 
 async def test_waiting_for_what_can_no_longer_come_is_an_error() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(model.aclose)
         with pytest.raises(ModelClosed):
@@ -239,7 +239,7 @@ async def test_waiting_for_what_can_no_longer_come_is_an_error() -> None:
 
 
 async def test_wait_for_takes_a_condition() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         state = await model.wait_for(lambda state: state.is_ready)
         assert state.download_progress == 1
 
@@ -262,7 +262,7 @@ async def test_waiting_for_what_a_failed_load_prevents_raises_its_error(
 
 
 async def test_wait_for_takes_the_name_of_a_status() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         assert (await model.wait_for("ready")).status is Status.READY
 
 
@@ -273,11 +273,11 @@ async def test_a_status_that_is_none_is_refused_with_the_nearest_names(
     name: Any, near: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=near):
-        await ImageEmbeddings(GIST_512).wait_for(name)
+        await ImageEmbeddings(TINY_IMAGE).wait_for(name)
 
 
 async def test_a_closed_handle_cannot_be_entered() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     await model.aclose()
     with pytest.raises(ModelClosed):
         async with model:
@@ -285,7 +285,7 @@ async def test_a_closed_handle_cannot_be_entered() -> None:
 
 
 async def test_a_handle_cannot_be_entered_twice() -> None:
-    async with ImageEmbeddings(GIST_512, prevent_load=True) as model:
+    async with ImageEmbeddings(TINY_IMAGE, prevent_load=True) as model:
         with pytest.raises(InvalidConfig):
             async with model:
                 pass
@@ -298,12 +298,12 @@ async def test_a_handle_cannot_be_entered_twice() -> None:
 )
 async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, object]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options))):
-        ImageEmbeddings(GIST_512, **options)  # type: ignore[arg-type]
+        ImageEmbeddings(TINY_IMAGE, **options)  # type: ignore[arg-type]
 
 
 async def test_an_unknown_model_is_refused_at_once_with_the_nearest_names() -> None:
-    with pytest.raises(UnknownModel, match="gist-512"):
-        ImageEmbeddings("gist-521")
+    with pytest.raises(UnknownModel, match="efficientnet-lite0"):
+        ImageEmbeddings("efficientnet-lite1")
 
 
 async def test_a_text_model_is_refused_by_an_image_handle() -> None:
@@ -312,7 +312,7 @@ async def test_a_text_model_is_refused_by_an_image_handle() -> None:
 
 
 async def test_the_space_is_known_once_loaded() -> None:
-    async with ImageEmbeddings(GIST_512) as first, ImageEmbeddings(GIST_512) as second:
+    async with ImageEmbeddings(TINY_IMAGE) as first, ImageEmbeddings(TINY_IMAGE) as second:
         assert first.embedding_dim == 512
         with pytest.raises(ModelNotLoaded):
             _ = first.space_id

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import ImageEmbeddings
 from aioembed.errors import WrongEventLoop
+
+from ..programs import TINY_IMAGE
 
 IMAGE = np.zeros((9, 9, 3), np.uint8)
 BACKENDS = ["asyncio", "trio"]
@@ -57,7 +59,7 @@ def home(request: pytest.FixtureRequest) -> Iterator[BlockingPortal]:
 
 @pytest.fixture
 def loaded(home: BlockingPortal) -> Iterator[ImageEmbeddings]:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     home.call(model.load)
     yield model
     home.call(model.aclose)
@@ -97,7 +99,7 @@ def test_a_handle_that_was_never_opened_may_be_watched_before_a_loop_runs() -> N
         async with model:
             await model.wait_for("ready")
 
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     model.subscribe(lambda: seen.append(model.state.status))
     anyio.run(main)
     assert "ready" in seen

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState, Status
+from aioembed import ImageEmbeddings, ModelState, Status
 from aioembed.errors import (
     ForwardTimeout,
     InvalidUserInput,
@@ -23,6 +23,8 @@ from aioembed.errors import (
     ModelNotLoaded,
 )
 from aioembed.handle import Err, Ok
+
+from ..programs import TINY_IMAGE
 
 MAX_PENDING = 4
 IMAGES = [
@@ -43,7 +45,7 @@ class HandleMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.portal: BlockingPortal = self.stack.enter_context(start_blocking_portal(self.backend))
         self.model: ImageEmbeddings = self.portal.call(
-            lambda: ImageEmbeddings(GIST_512, max_pending=MAX_PENDING)
+            lambda: ImageEmbeddings(TINY_IMAGE, max_pending=MAX_PENDING)
         )
         self.calls: list[tuple[Future[Any], Callable[[Future[Any]], None]]] = []
         self.cancelled: set[Future[Any]] = set()

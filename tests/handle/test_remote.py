@@ -10,7 +10,6 @@ import anyio
 import numpy as np
 import pytest
 
-import aioembed
 from aioembed import ImageEmbeddings, ModelSpec, Status
 from aioembed import _probe as probing
 from aioembed.download import Cache
@@ -28,9 +27,11 @@ from aioembed.errors import (
 from aioembed.testing import HubServer
 from aioembed.testing.loopback import LoopbackServer, Request, file_reply
 
+from ..programs import TINY_IMAGE_PROGRAM
+
 pytestmark = pytest.mark.anyio
 
-PROGRAM = (Path(aioembed.__path__[0]) / "data" / "gist_512.pte").read_bytes()
+PROGRAM = TINY_IMAGE_PROGRAM.read_bytes()
 PIXELS = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
@@ -49,7 +50,7 @@ async def test_the_states_of_a_download_come_in_order_with_rising_progress(
     hub: HubServer, cache_dir: Path
 ) -> None:
     hub.bytes_per_second = len(PROGRAM) / 0.5
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     model = ImageEmbeddings(url, cache_dir=cache_dir)
     seen: list[tuple[Status, float, int]] = []
 
@@ -73,7 +74,7 @@ async def test_the_states_of_a_download_come_in_order_with_rising_progress(
 async def test_a_cached_model_goes_straight_to_loading_without_network(
     hub: HubServer, cache_dir: Path
 ) -> None:
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     async with ImageEmbeddings(url, cache_dir=cache_dir) as first:
         await first.load()
     asked = len(hub.requests)
@@ -89,9 +90,9 @@ async def test_a_cached_model_goes_straight_to_loading_without_network(
 async def test_offline_and_not_cached_is_an_error_and_opens_no_socket(
     hub: HubServer, cache_dir: Path
 ) -> None:
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     async with ImageEmbeddings(url, cache_dir=cache_dir, offline=True) as model:
-        with pytest.raises(OfflineError, match=r"gist\.pte"):
+        with pytest.raises(OfflineError, match=r"model\.pte"):
             await model.load()
         assert isinstance(model.state.error, OfflineError)
     assert hub.requests == []
@@ -110,7 +111,7 @@ async def test_a_missing_file_fails_and_a_second_load_tries_again(
 
 
 async def test_a_wrong_published_hash_is_refused(hub: HubServer, cache_dir: Path) -> None:
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     spec = ModelSpec(
         name="other", source=url, modality="image", sha256=hashlib.sha256(b"other").hexdigest()
     )
@@ -122,7 +123,7 @@ async def test_a_wrong_published_hash_is_refused(hub: HubServer, cache_dir: Path
 
 async def test_pause_resume_and_cancel(hub: HubServer, cache_dir: Path) -> None:
     hub.bytes_per_second = len(PROGRAM) / 60
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     async with ImageEmbeddings(url, cache_dir=cache_dir) as model:
         with pytest.raises(NotActive):
             model.pause_download()
@@ -145,7 +146,7 @@ async def test_pause_resume_and_cancel(hub: HubServer, cache_dir: Path) -> None:
 
 async def test_a_cancelled_load_keeps_what_arrived(hub: HubServer, cache_dir: Path) -> None:
     hub.bytes_per_second = len(PROGRAM) / 60
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     model = ImageEmbeddings(url, cache_dir=cache_dir)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(model.load)
@@ -162,7 +163,7 @@ async def test_a_cancelled_load_keeps_what_arrived(hub: HubServer, cache_dir: Pa
 async def test_promise_22_deleting_a_loaded_model_is_harmless(
     hub: HubServer, cache_dir: Path
 ) -> None:
-    url = hub.add("someone/gist", "gist.pte", PROGRAM)
+    url = hub.add("someone/model", "model.pte", PROGRAM)
     cache = Cache(cache_dir)
     async with ImageEmbeddings(url, cache_dir=cache_dir) as model:
         await model.load()
@@ -196,7 +197,7 @@ async def test_promise_25_an_unknown_program_is_tried_once_in_a_child_process(
     monkeypatch.setattr("aioembed.handle.remote.probe", noted)
     async with LoopbackServer(Plain(PROGRAM)) as server:  # type: ignore[arg-type]
         for _ in range(2):
-            url = f"{server.origin}/gist.pte"
+            url = f"{server.origin}/model.pte"
             async with ImageEmbeddings(url, cache_dir=cache_dir) as model:
                 await model.load()
     assert len(tried) == 1
@@ -218,7 +219,7 @@ async def test_promise_25_a_program_that_kills_its_child_is_an_error_here(
     monkeypatch.setenv("PYTHONPATH", str(package))
     async with (
         LoopbackServer(Plain(PROGRAM)) as server,  # type: ignore[arg-type]
-        ImageEmbeddings(f"{server.origin}/gist.pte", cache_dir=cache_dir) as model,
+        ImageEmbeddings(f"{server.origin}/model.pte", cache_dir=cache_dir) as model,
     ):
         with pytest.raises(ProbeFailed, match="SIGSEGV"):
             await model.load()

@@ -14,13 +14,14 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status
 from aioembed.errors import ExecutorchError, ForwardTimeout, InvalidConfig, ModelClosed
 from aioembed.handle import Inputs, LoadedModel, loaded
 from aioembed.handle.replicas import Replicas
 from aioembed.images import sources
 from aioembed.runtime import Program
 
+from ..programs import TINY_IMAGE
 from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
@@ -102,14 +103,14 @@ async def test_a_copy_whose_run_fails_is_free_again() -> None:
 async def test_as_many_batches_run_at_once_as_there_are_replicas(
     inference: Brake, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(GIST_512) as one:
+    async with ImageEmbeddings(TINY_IMAGE) as one:
         expected = await one.forward(pixels)
     vectors: list[NDArray[np.float32]] = []
 
     async def call(model: ImageEmbeddings) -> None:
         vectors.append(await model.forward(pixels))
 
-    async with ImageEmbeddings(GIST_512, replicas=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, replicas=2) as model:
         await model.load()
         await inference.wait_entered()  # the run of `one`
         inference.hold()
@@ -143,7 +144,7 @@ async def test_a_model_is_generating_while_any_replica_runs(
         statuses.append(model.state.status)
         ended.set()
 
-    async with ImageEmbeddings(GIST_512, replicas=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, replicas=2) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
@@ -162,7 +163,7 @@ async def test_closing_waits_for_every_replica_and_frees_each(
     programs = note_programs(monkeypatch)
     inference.hold()
     async with anyio.create_task_group() as tasks:
-        model = ImageEmbeddings(GIST_512, replicas=3)
+        model = ImageEmbeddings(TINY_IMAGE, replicas=3)
         await model.load()
         for _ in range(3):
             tasks.start_soon(model.forward, pixels)
@@ -181,7 +182,7 @@ async def test_a_replica_that_cannot_be_loaded_leaves_none_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs = note_programs(monkeypatch, most=2)
-    model = ImageEmbeddings(GIST_512, replicas=3)
+    model = ImageEmbeddings(TINY_IMAGE, replicas=3)
     with pytest.raises(ExecutorchError, match="no memory"):
         await model.load()
     assert model.state.status is Status.FAILED
@@ -191,7 +192,7 @@ async def test_a_replica_that_cannot_be_loaded_leaves_none_behind(
 
 
 async def test_eight_calls_are_one_batch_where_they_may_wait_for_each_other(pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512, max_wait=3600) as model:
+    async with ImageEmbeddings(TINY_IMAGE, max_wait=3600) as model:
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
                 tasks.start_soon(model.forward, pixels)
@@ -199,12 +200,12 @@ async def test_eight_calls_are_one_batch_where_they_may_wait_for_each_other(pixe
 
 
 async def test_a_lone_call_runs_when_max_wait_is_over(pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512, max_wait=0.001) as model:
+    async with ImageEmbeddings(TINY_IMAGE, max_wait=0.001) as model:
         assert (await model.forward(pixels)).shape == (512,)
 
 
 async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
-    async with ImageEmbeddings(GIST_512, max_wait=3600) as model:
+    async with ImageEmbeddings(TINY_IMAGE, max_wait=3600) as model:
         await model.load()
         with pytest.raises(ForwardTimeout):
             await model.forward(pixels, timeout=0.05)
@@ -224,7 +225,7 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
         return opened(*arguments)
 
     monkeypatch.setattr(sources, "_open", held)
-    async with ImageEmbeddings(GIST_512, decode_threads=1) as model:
+    async with ImageEmbeddings(TINY_IMAGE, decode_threads=1) as model:
         await model.load()
         brake.hold()
         async with anyio.create_task_group() as tasks:
@@ -261,7 +262,7 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
 )
 async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options))):
-        ImageEmbeddings(GIST_512, **options)
+        ImageEmbeddings(TINY_IMAGE, **options)
 
 
 def note_programs(monkeypatch: pytest.MonkeyPatch, most: int = 9) -> list[Program]:
@@ -305,6 +306,6 @@ async def test_every_copy_gives_way_as_the_handle_says(
         return load(path, threads=threads, niceness=niceness)
 
     monkeypatch.setattr(Program, "load", spy)
-    async with ImageEmbeddings(GIST_512, **options) as model:
+    async with ImageEmbeddings(TINY_IMAGE, **options) as model:
         await model.load()
     assert asked == expected

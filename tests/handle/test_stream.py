@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import ImageEmbeddings
 from aioembed.errors import (
     AioembedError,
     BatchItemFailed,
@@ -27,6 +27,7 @@ from aioembed.errors import (
 )
 from aioembed.handle import EmbeddingStream, Err, Ok
 
+from ..programs import TINY_IMAGE
 from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +75,7 @@ async def drain(stream: EmbeddingStream[Any], into: list[Any]) -> None:
 
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_every_item_comes_back_under_its_place(ordered: bool) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         expected = [await model.forward(numbered(number)) for number in range(5)]
         items = [numbered(number % 5) for number in range(40)]
         results = await collect(model.embed_stream(items, ordered=ordered, concurrency=7))
@@ -86,7 +87,7 @@ async def test_every_item_comes_back_under_its_place(ordered: bool) -> None:
 
 
 async def test_a_bad_item_is_its_own_error_and_the_others_arrive() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         items: list[Any] = [numbered(1), b"junk", numbered(2), 42, numbered(3)]
         results = await collect(model.embed_stream(items))
         assert [type(result) for result in results] == [Ok, Err, Ok, Err, Ok]
@@ -114,7 +115,7 @@ async def test_an_error_that_nobody_foresaw_is_its_items_own(
         def __fspath__(self) -> str:
             raise foreign
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         items: list[Any] = [numbered(1), Odd(), numbered(2)]
         results = await collect(model.embed_stream(items, ordered=ordered))
         by_place = {result.key: result for result in results}
@@ -136,7 +137,7 @@ async def test_a_lack_of_memory_ends_the_stream() -> None:
         def __fspath__(self) -> str:
             raise MemoryError
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         seen: list[int] = []
         items: list[Any] = [numbered(1), Huge(), numbered(2)]
         with pytest.raises(MemoryError):
@@ -151,7 +152,7 @@ async def test_keyed_pairs_keep_their_keys_and_skipped_ones_are_never_read_as_im
         ("c", numbered(3)),
         ("d", b"junk"),
     ]
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         stream = model.embed_stream(pairs, keyed=True, skip={"b", "d"})
         assert [result.key for result in await collect(stream)] == ["a", "c"]
 
@@ -159,7 +160,7 @@ async def test_keyed_pairs_keep_their_keys_and_skipped_ones_are_never_read_as_im
 async def test_a_stream_is_resumed_after_a_stop_by_the_keys_that_were_read() -> None:
     items = {f"image {number}": numbered(number) for number in range(12)}
     done: dict[str, NDArray[np.float32]] = {}
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         for _ in range(2):
             stream = model.embed_stream(items.items(), keyed=True, ordered=False, skip=set(done))
             async with stream as results:
@@ -173,7 +174,7 @@ async def test_a_stream_is_resumed_after_a_stop_by_the_keys_that_were_read() -> 
 
 
 async def test_pairs_that_are_none_end_the_stream_after_the_results_before() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         seen: list[str] = []
         items: list[Any] = [("a", numbered(1)), numbered(2)]
         with pytest.raises(InvalidUserInput, match=r"item 1 .* pair"):
@@ -188,7 +189,7 @@ async def test_an_input_that_raises_midway_is_heard_after_the_results_before(ord
             yield numbered(number)
         raise KeyError("the database went away")
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         seen: list[int] = []
         with pytest.raises(KeyError, match="database"):
             await drain(model.embed_stream(failing(), ordered=ordered), seen)
@@ -199,7 +200,7 @@ async def test_an_input_that_raises_midway_is_heard_after_the_results_before(ord
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_consumer_that_does_not_read_holds_the_input_back(kind: str, ordered: bool) -> None:
     source = Counted()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         async with model.embed_stream(
             getattr(source, kind)(), ordered=ordered, concurrency=5
@@ -226,7 +227,7 @@ async def test_breaking_out_of_a_bare_loop_stops_the_stream(kind: str) -> None:
             if result.key == 2:
                 break
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await read_three(model)
         gc.collect()
         with anyio.fail_after(30):
@@ -238,7 +239,7 @@ async def test_breaking_out_of_a_bare_loop_stops_the_stream(kind: str) -> None:
 
 async def test_aclose_returns_when_nothing_is_under_way(inference: Brake) -> None:
     source = Counted()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         async with aclosing(model.embed_stream(source.plain())) as results:
             await anext(results)
         assert source.closed
@@ -253,14 +254,14 @@ async def test_an_error_in_the_loop_is_raised_as_it_is() -> None:
             async for _ in results:
                 raise LookupError("mine")
 
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(LookupError, match="mine"):
             await body(model)
 
 
 async def test_cancelling_the_consumer_stops_everything() -> None:
     source = Counted()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         with anyio.move_on_after(30) as scope:
             async with model.embed_stream(source.plain()) as results:
@@ -289,7 +290,7 @@ async def test_closing_the_handle_ends_its_streams_with_an_error(own_block: bool
             await stream.__aexit__(None, None, None)
 
     started = anyio.Event()
-    async with anyio.create_task_group() as tasks, ImageEmbeddings(GIST_512) as model:
+    async with anyio.create_task_group() as tasks, ImageEmbeddings(TINY_IMAGE) as model:
         tasks.start_soon(consume, model, started)
         await started.wait()
     assert outcome == ["closed"]
@@ -297,7 +298,7 @@ async def test_closing_the_handle_ends_its_streams_with_an_error(own_block: bool
 
 async def test_a_stream_that_nobody_reads_does_not_keep_the_handle_from_closing() -> None:
     source = Counted()
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         stream = model.embed_stream(source.plain(), concurrency=2)
         await anext(stream)
     assert source.closed
@@ -310,11 +311,11 @@ async def test_a_load_that_failed_ends_the_stream_with_its_error(tmp_path: objec
         with pytest.raises(ModelFileUnreadable):
             await collect(model.embed_stream([numbered(1)]))
     with pytest.raises(ModelNotLoaded):
-        await collect(ImageEmbeddings(GIST_512).embed_stream([numbered(1)]))
+        await collect(ImageEmbeddings(TINY_IMAGE).embed_stream([numbered(1)]))
 
 
 async def test_a_bare_loop_over_a_handle_that_was_not_entered_says_what_it_needs() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     await model.load()
     with pytest.raises(InvalidConfig, match="async with"):
         async for _ in model.embed_stream([numbered(1)]):
@@ -324,7 +325,7 @@ async def test_a_bare_loop_over_a_handle_that_was_not_entered_says_what_it_needs
 
 
 async def test_a_stream_waits_where_a_call_is_refused(inference: Brake) -> None:
-    async with ImageEmbeddings(GIST_512, max_pending=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, max_pending=2) as model:
         await model.load()
         inference.hold()
         results: list[Ok[int] | Err[int]] = []
@@ -346,7 +347,7 @@ async def test_a_stream_waits_where_a_call_is_refused(inference: Brake) -> None:
 
 @pytest.mark.parametrize("items", ["photo.jpg", b"bytes", 42, None], ids=str)
 async def test_what_is_no_iterable_of_items_is_refused_at_once(items: Any) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(InvalidUserInput, match=type(items).__name__):
             model.embed_stream(items)
         with pytest.raises(InvalidUserInput, match=type(items).__name__):
@@ -355,12 +356,12 @@ async def test_what_is_no_iterable_of_items_is_refused_at_once(items: Any) -> No
 
 async def test_a_concurrency_of_none_at_all_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="concurrency"):
-        ImageEmbeddings(GIST_512).embed_stream([], concurrency=0)
+        ImageEmbeddings(TINY_IMAGE).embed_stream([], concurrency=0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 9])
 async def test_a_batch_has_a_row_for_each_item_in_order(count: int) -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         batch = await model.forward_batch(np.stack([numbered(n) for n in range(9)])[:count])
         assert batch.shape == (count, 512)
         assert batch.dtype == np.float32
@@ -369,7 +370,7 @@ async def test_a_batch_has_a_row_for_each_item_in_order(count: int) -> None:
 
 
 async def test_a_batch_names_the_item_that_failed() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(BatchItemFailed, match=r"item 1 .*nowhere\.jpg") as caught:
             await model.forward_batch([numbered(1), "/nowhere.jpg", numbered(2)])
         assert caught.value.index == 1

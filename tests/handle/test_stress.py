@@ -13,8 +13,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status
 from aioembed.errors import ForwardTimeout, ImageDecodeError
+
+from ..programs import TINY_IMAGE
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +72,7 @@ async def run_storms(seeds: range, *, replicas: int = 1) -> list[int]:
     """Run them on one handle; return the memory in bytes after each."""
     memory = []
     most = (0, 0)
-    async with ImageEmbeddings(GIST_512, replicas=replicas) as model:
+    async with ImageEmbeddings(TINY_IMAGE, replicas=replicas) as model:
         expected = [await model.forward(image) for image in IMAGES]
         tasks = len(anyio.get_running_tasks())
         for seed in seeds:
@@ -103,7 +105,7 @@ async def test_20_such_storms_leave_no_task_thread_or_memory_behind() -> None:
 @pytest.mark.slow
 async def test_a_long_stream_of_generated_images_has_flat_memory() -> None:
     memory: list[int] = []
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         async for result in model.embed_stream(IMAGES[number % 8] for number in range(2000)):
             if result.key % 250 == 249:
                 gc.collect()
@@ -147,7 +149,7 @@ async def test_a_short_soak_leaves_memory_descriptors_and_threads_where_they_wer
     """`benchmarks/soak.py` does it for a quarter of an hour."""
     process = psutil.Process()
     held: list[tuple[int, int, int]] = []
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         for spell in range(6):
             async with anyio.create_task_group() as tasks:
                 for seed in range(16):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
+from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import FileReadFailed, IncompatibleSpaces
 from aioembed.images import read_file
 from aioembed.index import EmbeddingIndex, SyncReport
 
+from ..programs import TINY_IMAGE
 from .conftest import LONG_AGO_NS, SPACE, draw
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def model() -> AsyncIterator[ImageEmbeddings]:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         yield model
 
 
@@ -372,7 +373,7 @@ async def test_progress_never_goes_back(
 async def test_a_model_of_another_space_is_refused(index_file: Path, album: Path) -> None:
     async with EmbeddingIndex(index_file, space=SPACE) as index:
         await index.add("x", [1.0] * 512)
-        async with ImageEmbeddings(GIST_512) as model:
+        async with ImageEmbeddings(TINY_IMAGE) as model:
             with pytest.raises(IncompatibleSpaces, match="another file"):
                 await index.sync(album, model)
             with pytest.raises(IncompatibleSpaces, match="do not compare"):
@@ -462,7 +463,7 @@ async def test_a_folder_reached_by_a_link_is_indexed_once(
 
 
 async def test_the_index_remembers_its_model(index_file: Path, album: Path) -> None:
-    async with EmbeddingIndex(index_file) as index, ImageEmbeddings(GIST_512) as model:
+    async with EmbeddingIndex(index_file) as index, ImageEmbeddings(TINY_IMAGE) as model:
         assert (await index.info()).model is None
         await index.sync(album, model)
         spec, space = model.spec, model.space

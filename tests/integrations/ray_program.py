@@ -19,7 +19,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
 from aioembed.errors import AioembedError
 from aioembed.integrations.ray import ImageEmbedder, embed_images
 from aioembed.runtime import thread_count
@@ -75,7 +75,7 @@ def outcome(done: ray.data.Dataset, local: NDArray[np.float32]) -> dict[str, Any
 
 
 async def local_embeddings() -> NDArray[np.float32]:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(EFFICIENTNET_LITE0) as model:
         return await model.forward_batch(pictures())
 
 

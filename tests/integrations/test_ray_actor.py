@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
 from aioembed.errors import AioembedError, InvalidConfig, ModelFileUnreadable
 
 pytest.importorskip("ray")
@@ -40,7 +40,7 @@ def embedder() -> Iterator[ImageEmbedder]:
 
 def expected(image: Any) -> Any:
     async def embed() -> Any:
-        async with ImageEmbeddings(GIST_512) as model:
+        async with ImageEmbeddings(EFFICIENTNET_LITE0) as model:
             return await model.forward(image)
 
     return anyio.run(embed)

@@ -18,7 +18,7 @@ import pytest
 
 VARIANTS = 300
 MOST_CRASHES = 3
-_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/data/gist_512.pte"
+_PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "tiny_image.pte"
 
 
 def survey(script: Path, program: Path, folder: Path) -> tuple[Counter[str], list[str]]:
@@ -45,7 +45,7 @@ def survey(script: Path, program: Path, folder: Path) -> tuple[Counter[str], lis
     return outcomes, notes
 
 
-@pytest.mark.parametrize("path", ["linear_xnnpack.pte", "masked_lookup.pte", str(_EMBEDDED)])
+@pytest.mark.parametrize("path", ["linear_xnnpack.pte", "masked_lookup.pte", str(_PROGRAM)])
 def test_a_damaged_program_is_a_typed_error_or_runs_and_hardly_ever_ends_its_child(
     programs: Path, children: Path, tmp_path: Path, path: str
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_EMBEDDED = Path(__file__).resolve().parents[2] / "src/aioembed/data/gist_512.pte"
+_PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "tiny_image.pte"
 _ROUNDS = 100
 
 
@@ -15,7 +15,7 @@ _ROUNDS = 100
     [
         pytest.param("slow_product.pte", marks=pytest.mark.slow),
         "linear_xnnpack.pte",
-        str(_EMBEDDED),
+        str(_PROGRAM),
     ],
 )
 def test_promise_27_a_hundred_loads_and_closes_leave_memory_where_it_was(

@@ -20,10 +20,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import Scope
 
-from aioembed import GIST_512, ImageEmbeddings
+from aioembed import ImageEmbeddings
 from aioembed.integrations.starlette import Handle, ModelsArgument, lifespan, router
 
 from ..handle.conftest import Brake, inference
+from ..programs import TINY_IMAGE
 from .served import Server, served, wait_ready
 
 __all__ = ["Brake", "Server", "inference", "wait_ready"]
@@ -78,15 +79,15 @@ def _handles(models: ModelsArgument) -> list[Handle]:
 
 
 @pytest.fixture
-async def gist() -> ImageEmbeddings:
+async def tiny() -> ImageEmbeddings:
     """The embedded model, to be served."""
-    return ImageEmbeddings(GIST_512)
+    return ImageEmbeddings(TINY_IMAGE)
 
 
 @pytest.fixture
-async def client(gist: ImageEmbeddings) -> AsyncIterator[httpx.AsyncClient]:
+async def client(tiny: ImageEmbeddings) -> AsyncIterator[httpx.AsyncClient]:
     """Talks to a server of the embedded model."""
-    async with serving(gist) as talking:
+    async with serving(tiny) as talking:
         yield talking
 
 
@@ -102,7 +103,14 @@ def clip_arguments() -> list[str]:
     """Options that serve the small image and text models under one name, and the embedded one."""
     pytest.importorskip("tokenizers")
     image, text = FIXTURES / "image.pte", FIXTURES / "padded_text.pte"
-    return ["--model", "gist-512", "--model", f"clip={image}", "--text-model", f"clip={text}"]
+    return [
+        "--model",
+        "efficientnet-lite0",
+        "--model",
+        f"clip={image}",
+        "--text-model",
+        f"clip={text}",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ PROTECTED = [
     "/v1/similarity",
     "/v1/classify",
     "/v1/models",
-    "/v1/models/gist-512",
+    "/v1/models/tiny-image",
     "/v1/state",
     "/v1/state/stream",
     "/metrics",
@@ -101,9 +101,9 @@ async def ask(
 @pytest.mark.parametrize("mount", ["", "/embed", "/v1", "/healthz"])
 @pytest.mark.parametrize("path", PROTECTED)
 async def test_no_odd_path_or_method_answers_without_the_key(
-    gist: ImageEmbeddings, path: str, mount: str
+    tiny: ImageEmbeddings, path: str, mount: str
 ) -> None:
-    app = Starlette(routes=[Mount(mount, router(gist, api_key="secret", page=False))])
+    app = Starlette(routes=[Mount(mount, router(tiny, api_key="secret", page=False))])
     for method in METHODS:
         assert (await ask(app, method, mount + path))[0] == 401, method
         for form in [*ODD, path.upper(), path.title(), path.replace("/", "//")]:

@@ -10,10 +10,11 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from aioembed import GIST_512, ImageEmbeddings, SourcePolicy
+from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import InvalidConfig
 from aioembed.integrations.starlette import ServerLimits, lifespan, router
 
+from ..programs import TINY_IMAGE
 from .conftest import picture, post_scope, serving
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +75,7 @@ async def test_unknown_addresses_are_answered_in_the_same_form(
 
 @pytest.mark.parametrize(("declared", "read"), [({}, 51_000), ({"content-length": "99999"}, 0)])
 async def test_a_body_is_read_no_further_than_the_cap(
-    gist: ImageEmbeddings, declared: dict[str, str], read: int
+    tiny: ImageEmbeddings, declared: dict[str, str], read: int
 ) -> None:
     """What the client sends after the answer is thrown away, so that it gets to read that."""
     given = 0
@@ -91,13 +92,13 @@ async def test_a_body_is_read_no_further_than_the_cap(
             assert message["status"] == 413
             given_before_answer = given
 
-    routes = router(gist, limits=ServerLimits(max_body_bytes=50_000))
+    routes = router(tiny, limits=ServerLimits(max_body_bytes=50_000))
     await routes(post_scope(**declared), endless, send)
     assert given_before_answer == read
     assert given == 200_000
 
 
-async def test_a_body_that_does_not_come_is_408(gist: ImageEmbeddings) -> None:
+async def test_a_body_that_does_not_come_is_408(tiny: ImageEmbeddings) -> None:
     statuses: list[int] = []
 
     async def stalls() -> Message:
@@ -107,15 +108,15 @@ async def test_a_body_that_does_not_come_is_408(gist: ImageEmbeddings) -> None:
     async def send(message: Message) -> None:
         statuses.append(message.get("status", 0))
 
-    await router(gist, limits=ServerLimits(body_timeout=0.05))(post_scope(), stalls, send)
+    await router(tiny, limits=ServerLimits(body_timeout=0.05))(post_scope(), stalls, send)
     assert statuses[0] == 408
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic secret", "Bearer ", "\xff"])
 async def test_without_the_key_there_is_only_health(
-    gist: ImageEmbeddings, given: str | None
+    tiny: ImageEmbeddings, given: str | None
 ) -> None:
-    async with serving(gist, api_key="secret") as client:
+    async with serving(tiny, api_key="secret") as client:
         headers = [(b"Authorization", given.encode("latin-1"))] if given is not None else []
         for path in ("/v1/models", "/v1/state", "/metrics"):
             answer = await client.get(path, headers=headers)
@@ -132,7 +133,7 @@ async def test_no_origin_is_allowed_by_default(client: httpx.AsyncClient) -> Non
 
 
 async def test_the_routers_policy_holds_for_a_model_that_trusts_everything() -> None:
-    model = ImageEmbeddings(GIST_512, source_policy=SourcePolicy.trusted())
+    model = ImageEmbeddings(TINY_IMAGE, source_policy=SourcePolicy.trusted())
     policy = SourcePolicy.untrusted().allow(max_pixels=100)
     async with serving(model, policy=policy) as client:
         answer = await client.post("/v1/embeddings", json={"input": ENCODED})
@@ -140,10 +141,10 @@ async def test_the_routers_policy_holds_for_a_model_that_trusts_everything() -> 
         assert answer.json()["error"]["code"] == "image_too_large"
 
 
-async def test_what_cannot_be_served_is_refused_at_once(gist: ImageEmbeddings) -> None:
+async def test_what_cannot_be_served_is_refused_at_once(tiny: ImageEmbeddings) -> None:
     with pytest.raises(InvalidConfig, match="at least one model"):
         lifespan([])
     with pytest.raises(InvalidConfig, match="two image models"):
-        router([gist, ImageEmbeddings(GIST_512)])
+        router([tiny, ImageEmbeddings(TINY_IMAGE)])
     with pytest.raises(InvalidConfig, match="key is empty"):
-        router(gist, api_key=" ")
+        router(tiny, api_key=" ")

@@ -29,38 +29,38 @@ async def embed(client: httpx.AsyncClient, **body: object) -> EmbeddingsResponse
 
 
 async def test_every_form_of_an_image_gives_the_models_own_vector(
-    client: httpx.AsyncClient, gist: ImageEmbeddings
+    client: httpx.AsyncClient, tiny: ImageEmbeddings
 ) -> None:
-    expected = await gist.forward(PICTURE)
+    expected = await tiny.forward(PICTURE)
     found = await embed(client, input=[ENCODED, f"data:image/png;base64,{ENCODED}"])
     uploads = [
         ("input", ("a.png", PICTURE, "image/png")),
         ("input", ("b.png", picture(1), "image/png")),
     ]
-    answer = await client.post("/v1/embeddings", files=uploads, data={"model": "gist-512"})
+    answer = await client.post("/v1/embeddings", files=uploads, data={"model": "tiny-image"})
     uploaded = EmbeddingsResponse.model_validate_json(answer.content)
     for one in (*found.data, uploaded.data[0]):
         np.testing.assert_array_equal(np.array(one.embedding, np.float32), expected)
     assert [one.index for one in uploaded.data] == [0, 1]
-    assert uploaded.model == "gist-512"
+    assert uploaded.model == "tiny-image"
     assert uploaded.usage.total_tokens == 0
 
 
-async def test_an_image_is_fetched_where_the_policy_allows_its_host(gist: ImageEmbeddings) -> None:
+async def test_an_image_is_fetched_where_the_policy_allows_its_host(tiny: ImageEmbeddings) -> None:
     async with LoopbackServer(lambda _request: Reply(body=PICTURE)) as web:
         policy = SourcePolicy.untrusted().allow(private_addresses=True, ports=None)
-        async with serving(gist, policy=policy) as client:
+        async with serving(tiny, policy=policy) as client:
             found = await embed(client, input=f"{web.origin}/a.png")
         assert len(found.data) == 1
         assert len(web.requests) == 1
 
 
 async def test_base64_vectors_are_little_endian_float32(
-    client: httpx.AsyncClient, gist: ImageEmbeddings
+    client: httpx.AsyncClient, tiny: ImageEmbeddings
 ) -> None:
     found = await embed(client, input=ENCODED, encoding_format="base64", dimensions=512)
     vector = np.frombuffer(base64.b64decode(str(found.data[0].embedding)), "<f4")
-    np.testing.assert_array_equal(vector, await gist.forward(PICTURE))
+    np.testing.assert_array_equal(vector, await tiny.forward(PICTURE))
 
 
 async def test_every_input_at_fault_is_named(client: httpx.AsyncClient) -> None:
@@ -115,23 +115,23 @@ async def test_similarities_of_images_are_symmetric_with_ones_on_the_diagonal(
     np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
 
 
-async def test_spaces_that_differ_are_not_compared(gist: ImageEmbeddings) -> None:
+async def test_spaces_that_differ_are_not_compared(tiny: ImageEmbeddings) -> None:
     pytest.importorskip("tokenizers")
-    async with serving([gist, TextEmbeddings(FIXTURES / "padded_text.pte")]) as client:
+    async with serving([tiny, TextEmbeddings(FIXTURES / "padded_text.pte")]) as client:
         body = {"images": [ENCODED], "texts": ["cat"]}
         answer = await client.post("/v1/similarity", json=body)
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "incompatible_spaces"
 
 
-async def test_a_long_request_is_answered_in_order(gist: ImageEmbeddings) -> None:
+async def test_a_long_request_is_answered_in_order(tiny: ImageEmbeddings) -> None:
     pictures = [picture(seed) for seed in range(20)]
-    async with serving(gist, limits=ServerLimits(inputs_at_once=4)) as client:
+    async with serving(tiny, limits=ServerLimits(inputs_at_once=4)) as client:
         files = [("input", ("a.png", one)) for one in pictures]
         found = EmbeddingsResponse.model_validate_json(
             (await client.post("/v1/embeddings", files=files)).content
         )
         for one, image in zip(found.data, pictures, strict=True):
             np.testing.assert_array_equal(
-                np.array(one.embedding, np.float32), await gist.forward(image)
+                np.array(one.embedding, np.float32), await tiny.forward(image)
             )

@@ -41,7 +41,7 @@ async def test_the_example_serves_embeddings_and_its_own_routes(example: ModuleT
             assert document["servers"] == [{"url": "/embed"}]
             upload = {"input": ("a.png", picture())}
             answer = await client.post("/embed/v1/embeddings", files=upload)
-            assert len(answer.json()["data"][0]["embedding"]) == 512
+            assert len(answer.json()["data"][0]["embedding"]) == 1280
             wrong = await client.post("/embed/v1/embeddings", json={"input": "no image"})
             assert wrong.json()["error"]["param"] == "input"
 

@@ -64,11 +64,11 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("case", BODIES)
 async def test_a_request_is_freed_when_it_has_been_answered(
-    gist: ImageEmbeddings, case: str
+    tiny: ImageEmbeddings, case: str
 ) -> None:
-    async with gist:
-        await gist.load()
-        routes = router(gist)
+    async with tiny:
+        await tiny.load()
+        routes = router(tiny)
         client = Client(json.dumps(BODIES[case]).encode())
         await routes(post_scope(), client.receive, client.send)
         assert client.statuses[0] < 500

@@ -11,22 +11,22 @@ import httpx
 import pytest
 from starlette.types import Message, Receive
 
-from aioembed import GIST_512, ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status
 from aioembed.integrations.starlette import Drain, ServerLimits, router
 from aioembed.integrations.starlette.schemas import States
 from aioembed.testing import HubServer
 
+from ..programs import TINY_IMAGE, TINY_IMAGE_PROGRAM
 from .conftest import Brake, picture, post_scope, serving
 
 pytestmark = pytest.mark.anyio
 
 BODY = {"input": base64.b64encode(picture()).decode()}
-PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "data" / "gist_512.pte"
 
 
 async def test_readyz_tells_the_progress_of_a_download(tmp_path: Path) -> None:
     async with HubServer(bytes_per_second=60_000) as hub:
-        url = hub.add("someone/model", "model.pte", PROGRAM.read_bytes())
+        url = hub.add("someone/model", "model.pte", TINY_IMAGE_PROGRAM.read_bytes())
         model = ImageEmbeddings(url, cache_dir=tmp_path)
         async with serving({"remote": model}, load=False) as client:
             await model.wait_for(lambda state: 0 < state.download_progress < 1)
@@ -48,7 +48,7 @@ async def test_readyz_tells_the_progress_of_a_download(tmp_path: Path) -> None:
 async def test_a_model_that_failed_or_closed_is_503(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pte"
     broken.write_bytes(b"no program")
-    failed, closed = ImageEmbeddings(broken), ImageEmbeddings(GIST_512)
+    failed, closed = ImageEmbeddings(broken), ImageEmbeddings(TINY_IMAGE)
     async with serving({"failed": failed, "closed": closed}, load=False) as client:
         await failed.wait_for(Status.FAILED)
         await closed.aclose()
@@ -62,7 +62,7 @@ async def test_a_model_that_failed_or_closed_is_503(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_is_429_with_retry_after(inference: Brake) -> None:
-    model = ImageEmbeddings(GIST_512, max_pending=1)
+    model = ImageEmbeddings(TINY_IMAGE, max_pending=1)
     async with serving(model) as client:
         inference.hold()
         async with anyio.create_task_group() as group:
@@ -82,9 +82,9 @@ async def test_a_full_queue_is_429_with_retry_after(inference: Brake) -> None:
 
 
 async def test_a_request_that_takes_too_long_is_504(
-    gist: ImageEmbeddings, inference: Brake
+    tiny: ImageEmbeddings, inference: Brake
 ) -> None:
-    async with serving(gist, limits=ServerLimits(request_timeout=0.05)) as client:
+    async with serving(tiny, limits=ServerLimits(request_timeout=0.05)) as client:
         inference.hold()
         async with anyio.create_task_group() as group:
             answers: list[httpx.Response] = []
@@ -101,16 +101,16 @@ async def test_a_request_that_takes_too_long_is_504(
 
 
 async def test_work_is_cancelled_when_its_client_goes_away(
-    gist: ImageEmbeddings, inference: Brake
+    tiny: ImageEmbeddings, inference: Brake
 ) -> None:
-    async with gist:
-        await gist.load()
-        routes = router(gist)
+    async with tiny:
+        await tiny.load()
+        routes = router(tiny)
         inference.hold()
         gone = anyio.Event()
         messages: list[Message] = []
         async with anyio.create_task_group() as group:
-            group.start_soon(gist.forward, picture())
+            group.start_soon(tiny.forward, picture())
             await inference.wait_entered()
 
             async def ask() -> None:
@@ -120,19 +120,19 @@ async def test_work_is_cancelled_when_its_client_goes_away(
                 messages.append(message)
 
             group.start_soon(ask)
-            await gist.wait_for(lambda state: state.queue_depth == 2)
+            await tiny.wait_for(lambda state: state.queue_depth == 2)
             gone.set()
-            await gist.wait_for(lambda state: state.queue_depth == 1)
+            await tiny.wait_for(lambda state: state.queue_depth == 1)
             inference.release()
-        assert gist.statistics().cancelled == 1
+        assert tiny.statistics().cancelled == 1
         assert messages == []
 
 
 async def test_a_stopping_server_finishes_what_runs_and_refuses_the_rest(
-    gist: ImageEmbeddings, inference: Brake
+    tiny: ImageEmbeddings, inference: Brake
 ) -> None:
     drain = Drain()
-    async with serving(gist, drain=drain) as client:
+    async with serving(tiny, drain=drain) as client:
         inference.hold()
         async with anyio.create_task_group() as group:
             answers: list[httpx.Response] = []
@@ -165,8 +165,8 @@ async def test_metrics_tell_of_requests_and_models(client: httpx.AsyncClient) ->
         'aioembed_requests_total{method="POST",path="/v1/embeddings",status="200"} 1.0',
         'aioembed_requests_total{method="POST",path="/v1/embeddings",status="415"} 1.0',
         'aioembed_requests_total{method="GET",path="other",status="404"} 1.0',
-        'aioembed_model_calls_total{modality="image",model="gist-512",outcome="succeeded"} 1.0',
-        'aioembed_model_download_progress{modality="image",model="gist-512"} 1.0',
+        'aioembed_model_calls_total{modality="image",model="tiny-image",outcome="succeeded"} 1.0',
+        'aioembed_model_download_progress{modality="image",model="tiny-image"} 1.0',
     ):
         assert line in figures
 

@@ -14,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from aioembed.testing import HubServer
 
+from ..programs import TINY_IMAGE_PROGRAM
 from .conftest import Server, picture
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PROGRAM = Path(__file__).resolve().parents[2] / "src" / "aioembed" / "data" / "gist_512.pte"
 SHOTS = os.environ.get("AIOEMBED_SCREENSHOTS")
 ARGUMENTS = (
     "--no-sandbox",
@@ -142,7 +142,7 @@ def test_states_are_announced_and_no_longer_vouched_for_without_the_server(
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(server.url)
-        page.get_by_role("status").filter(has_text="gist-512 (image): ready").wait_for()
+        page.get_by_role("status").filter(has_text="tiny-image (image): ready").wait_for()
         assert server.stop() == 0
         page.get_by_text("trying again").wait_for()
         page.locator("#models.stale").wait_for()
@@ -156,7 +156,7 @@ def test_the_download_is_followed_until_the_heat_map_appears(
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(HubServer(bytes_per_second=4_000)) as hub,
     ):
-        url = hub.add("someone/model", "model.pte", PROGRAM.read_bytes())
+        url = hub.add("someone/model", "model.pte", TINY_IMAGE_PROGRAM.read_bytes())
         server = start_server("--model", f"remote={url}", "--cache-dir", tmp_path)
         with browser.new_context() as context:
             page = context.new_page()

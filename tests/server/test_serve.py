@@ -41,12 +41,12 @@ def test_the_openai_client_works_unchanged(server: Server) -> None:
         assert np.linalg.norm(images.data[1].embedding) == pytest.approx(1, abs=1e-5)
         assert len(text.data[0].embedding) == len(images.data[0].embedding)
         assert text.usage.prompt_tokens > 2
-        assert {model.id for model in client.models.list()} == {"gist-512", "clip"}
+        assert {model.id for model in client.models.list()} == {"efficientnet-lite0", "clip"}
         with pytest.raises(openai.NotFoundError) as missing:
             client.embeddings.create(model="nothing", input="a")
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as wrong:
-            client.embeddings.create(model="gist-512", input=["http://127.0.0.1/x"])
+            client.embeddings.create(model="efficientnet-lite0", input=["http://127.0.0.1/x"])
         assert wrong.value.param == "input"
 
 
@@ -54,12 +54,19 @@ def test_the_openai_client_works_unchanged(server: Server) -> None:
 def test_curl_uploads_files(server: Server, tmp_path: Path) -> None:
     for seed in range(2):
         (tmp_path / f"{seed}.jpg").write_bytes(picture(seed, "JPEG"))
-    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--form", "model=gist-512"]
+    command = [
+        "curl",
+        "--silent",
+        "--show-error",
+        "--fail-with-body",
+        "--form",
+        "model=efficientnet-lite0",
+    ]
     files = [part for seed in range(2) for part in ("--form", f"input=@{tmp_path}/{seed}.jpg")]
     done = subprocess.run(
         [*command, *files, f"{server.url}/v1/embeddings"], capture_output=True, check=True
     )
-    assert [len(one["embedding"]) for one in json.loads(done.stdout)["data"]] == [512, 512]
+    assert [len(one["embedding"]) for one in json.loads(done.stdout)["data"]] == [1280, 1280]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -191,7 +198,7 @@ def test_the_process_is_prepared_for_the_loop_before_it_runs(
     monkeypatch.setattr(
         uvicorn.Server, "run", lambda _self, **_options: frozen.append(gc.get_freeze_count())
     )
-    options = serving.ServerOptions(models=(serving.ModelChoice(source="gist-512"),))
+    options = serving.ServerOptions(models=(serving.ModelChoice(source="efficientnet-lite0"),))
     before = gc.get_freeze_count()
     try:
         with serving.listen("127.0.0.1", 0) as listener:
@@ -221,9 +228,9 @@ def test_what_cannot_be_served_ends_at_once() -> None:
     both = run("--replicas", "2", "--threads", "2")
     assert both.returncode == 2
     assert "give one of both" in both.stderr
-    unknown = run("--model", "gist")
+    unknown = run("--model", "tiny")
     assert unknown.returncode == 3
-    assert "did you mean gist-512" in unknown.stderr
+    assert "did you mean efficientnet-lite0" in unknown.stderr
 
 
 @pytest.mark.parametrize("key", ["", " ", "\t"])

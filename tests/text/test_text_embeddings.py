@@ -13,7 +13,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import CLIP_PREPROCESSING, GIST_512, ModelSpec, Status
+from aioembed import CLIP_PREPROCESSING, ModelSpec, Status
 from aioembed.errors import (
     InvalidConfig,
     InvalidProgram,
@@ -35,6 +35,7 @@ from aioembed.models import (
 from aioembed.text import TextEmbeddings, use_text_embeddings
 from aioembed.tokenize import TruncationWarning
 
+from ..programs import TINY_IMAGE
 from .clip_bpe import END, Merge, tokenizer_json
 from .conftest import Vectors
 
@@ -244,7 +245,7 @@ async def test_an_image_program_is_no_text_model(image_program: Path, tokenizer_
         with pytest.raises(InvalidProgram, match="embeds images, not texts"):
             await model.load()
     with pytest.raises(InvalidConfig, match="embeds images"):
-        TextEmbeddings(GIST_512)
+        TextEmbeddings(TINY_IMAGE)
 
 
 async def test_a_program_that_takes_no_ids_is_refused(tokenizer_file: Path) -> None:

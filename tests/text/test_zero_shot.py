@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from aioembed import GIST_512, ModelSpec
+from aioembed import ModelSpec
 from aioembed.errors import (
     ImageDecodeError,
     IncompatibleSpaces,
@@ -25,6 +25,8 @@ from aioembed.errors import (
 from aioembed.image import ImageEmbeddings
 from aioembed.text import TextEmbeddings
 from aioembed.zero_shot import ZeroShotClassifier, classify
+
+from ..programs import TINY_IMAGE
 
 pytestmark = pytest.mark.anyio
 
@@ -162,7 +164,7 @@ async def test_models_that_still_load_are_waited_for(
 async def test_models_of_two_spaces_are_refused(
     padded_text: Path, picture: NDArray[np.uint8], loaded: bool
 ) -> None:
-    async with ImageEmbeddings(GIST_512) as image, TextEmbeddings(padded_text) as text:
+    async with ImageEmbeddings(TINY_IMAGE) as image, TextEmbeddings(padded_text) as text:
         if loaded:
             await image.load()
             await text.load()

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("textual")
 
-from aioembed import GIST_512
 from aioembed.models import local_path
 
 from ..handle.conftest import inference
+from ..programs import TINY_IMAGE
 
 __all__ = ["inference"]
 
@@ -24,6 +24,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def program() -> bytes:
     """The embedded model's file."""
-    path: Path | None = local_path(GIST_512)
+    path: Path | None = local_path(TINY_IMAGE)
     assert path is not None
     return path.read_bytes()

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState
+from aioembed import ImageEmbeddings, ModelState
 from aioembed.integrations.textual import describe_download, describe_work, format_bytes, format_eta
+
+from ..programs import TINY_IMAGE
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_a_download_tells_what_is_known_and_fits() -> None:
 
 def test_what_a_model_does_fits_and_leaves_out_the_least_important() -> None:
     statistics = replace(
-        ImageEmbeddings(GIST_512).statistics(), succeeded=1_204_133, failed=12, throughput=41.5
+        ImageEmbeddings(TINY_IMAGE).statistics(), succeeded=1_204_133, failed=12, throughput=41.5
     )
     state = ModelState(queue_depth=1024)
     assert (

@@ -16,12 +16,13 @@ from textual.reactive import reactive
 from textual.theme import BUILTIN_THEMES
 from textual.widgets import Footer, Label
 
-from aioembed import GIST_512, ImageEmbeddings, ModelState, Statistics, Status
+from aioembed import ImageEmbeddings, ModelState, Statistics, Status
 from aioembed.errors import DownloadFailed, InvalidConfig
 from aioembed.integrations.textual import ModelMixin, ModelStatus, StateChanged
 from aioembed.testing import LoopbackServer, Reply, Request
 
 from ..handle.conftest import Brake
+from ..programs import TINY_IMAGE
 
 pytestmark = pytest.mark.anyio
 
@@ -72,14 +73,14 @@ async def settle(pilot: Pilot[None], model: ImageEmbeddings, status: Status) -> 
 
 
 async def test_a_mounted_model_gets_ready_and_is_closed_with_the_app() -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     app = Shown(model)
     async with app.run_test(size=(40, 8)) as pilot:
         await settle(pilot, model, Status.READY)
         await model.forward(PIXELS)
         await pilot.pause()
         assert app.model_state is model.state
-        await shown(pilot, app, 0, "● ready gist-512")
+        await shown(pilot, app, 0, "● ready tiny-image")
         await shown(pilot, app, 1, "0 queued", "1 done")
         assert app.status.has_class("-ready")
         assert not app.status.has_class("-idle")
@@ -92,7 +93,7 @@ async def test_a_download_is_shown_at_40_percent(program: bytes, tmp_path: Path)
     """The server falls silent after 40 % of the file."""
     silent = Reply(body=program, hang_after=round(0.4 * len(program)))
     async with LoopbackServer(lambda request: silent) as server:
-        spec = GIST_512.model_copy(update={"source": f"{server.origin}/gist.pte"})
+        spec = TINY_IMAGE.model_copy(update={"source": f"{server.origin}/model.pte"})
         model = ImageEmbeddings(spec, cache_dir=tmp_path)
         app = Shown(model)
         async with app.run_test(size=(40, 8)) as pilot:
@@ -100,7 +101,7 @@ async def test_a_download_is_shown_at_40_percent(program: bytes, tmp_path: Path)
                 await model.wait_for(lambda state: state.download_progress >= 0.399)
             await shown(pilot, app, 1, " 40%")
             heading, bar, figures = lines(app)
-            assert heading == "● downloading gist-512"
+            assert heading == "● downloading tiny-image"
             assert bar.endswith(" 40%")
             assert figures.startswith("24.5 kB of 61.3 kB")
             assert max(map(len, lines(app))) <= 40
@@ -120,12 +121,12 @@ async def test_a_failed_load_tells_why_and_r_tries_again(program: bytes, tmp_pat
         return replies.pop() if replies else Reply(body=program)
 
     async with LoopbackServer(answer) as server:
-        spec = GIST_512.model_copy(update={"source": f"{server.origin}/gist.pte"})
+        spec = TINY_IMAGE.model_copy(update={"source": f"{server.origin}/model.pte"})
         model = ImageEmbeddings(spec, cache_dir=tmp_path)
         app = Shown(model)
         async with app.run_test(size=(40, 12)) as pilot:
             await settle(pilot, model, Status.FAILED)
-            assert lines(app)[0] == "● failed gist-512"
+            assert lines(app)[0] == "● failed tiny-image"
             assert str(model.state.error) in lines(app)[1]
             app.set_focus(None)
             await pilot.pause()
@@ -136,11 +137,11 @@ async def test_a_failed_load_tells_why_and_r_tries_again(program: bytes, tmp_pat
             assert lines(app)[-1] == "r tries again"
             await pilot.press("r")
             await settle(pilot, model, Status.READY)
-            await shown(pilot, app, 0, "● ready gist-512")
+            await shown(pilot, app, 0, "● ready tiny-image")
 
 
 async def test_inferences_and_the_queue_are_shown(inference: Brake) -> None:
-    model = ImageEmbeddings(GIST_512)
+    model = ImageEmbeddings(TINY_IMAGE)
     app = Shown(model)
     async with app.run_test(size=(40, 8)) as pilot:
         await settle(pilot, model, Status.READY)
@@ -151,14 +152,14 @@ async def test_inferences_and_the_queue_are_shown(inference: Brake) -> None:
             await inference.wait_entered()
             with anyio.fail_after(60):
                 await model.wait_for(lambda state: state.queue_depth == 3)
-            await shown(pilot, app, 0, "● generating gist-512")
+            await shown(pilot, app, 0, "● generating tiny-image")
             await shown(pilot, app, 1, "3 queued")
             inference.release()
-        await shown(pilot, app, 0, "● ready gist-512")
+        await shown(pilot, app, 0, "● ready tiny-image")
 
 
 async def test_a_key_is_offered_only_where_it_does_something() -> None:
-    model = ImageEmbeddings(GIST_512, prevent_load=True)
+    model = ImageEmbeddings(TINY_IMAGE, prevent_load=True)
     app = Shown(model)
     async with app.run_test(size=(40, 8)) as pilot:
         await pilot.pause()
@@ -171,7 +172,7 @@ async def test_a_key_is_offered_only_where_it_does_something() -> None:
 
 
 async def test_a_second_model_has_an_attribute_of_its_own() -> None:
-    model, other = ImageEmbeddings(GIST_512), ImageEmbeddings(GIST_512)
+    model, other = ImageEmbeddings(TINY_IMAGE), ImageEmbeddings(TINY_IMAGE)
 
     class Two(Shown):
         def on_mount(self) -> None:
@@ -210,11 +211,11 @@ class Scripted:
     """What `ModelStatus` needs of a handle, with a state and statistics that the test sets."""
 
     def __init__(self, state: ModelState | None = None, name: str = "a-model") -> None:
-        self.spec = GIST_512.model_copy(update={"name": name})
+        self.spec = TINY_IMAGE.model_copy(update={"name": name})
         self.state = state or ModelState()
         self.is_busy = False
         self.frames = 0
-        self._statistics = ImageEmbeddings(GIST_512).statistics()
+        self._statistics = ImageEmbeddings(TINY_IMAGE).statistics()
         self._callbacks: list[Callable[[], object]] = []
 
     def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -351,7 +352,7 @@ async def test_watchers_and_handlers_are_not_called_once_the_widgets_are_gone() 
             yield Label("none", id="label")
 
         def on_mount(self) -> None:
-            self.use_model(ImageEmbeddings(GIST_512))
+            self.use_model(ImageEmbeddings(TINY_IMAGE))
 
         def watch_model_state(self, state: ModelState) -> None:
             self.query_one("#label", Label).update(state.status)
@@ -367,7 +368,7 @@ async def test_watchers_and_handlers_are_not_called_once_the_widgets_are_gone() 
 
 
 async def test_a_model_that_is_closed_elsewhere_is_shown_closed() -> None:
-    async with ImageEmbeddings(GIST_512) as model:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
         app = Scenes(model)  # type: ignore[arg-type]
         async with app.run_test() as pilot:
@@ -376,7 +377,7 @@ async def test_a_model_that_is_closed_elsewhere_is_shown_closed() -> None:
             assert app.status.render().plain.startswith("● closed")
 
 
-@pytest.mark.parametrize("model", [None, "a-model", GIST_512])
+@pytest.mark.parametrize("model", [None, "a-model", TINY_IMAGE])
 def test_a_widget_without_a_model_is_refused(model: Any) -> None:
     with pytest.raises(InvalidConfig, match="ModelStatus shows a handle"):
         ModelStatus(model)

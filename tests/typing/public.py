@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aioembed import (
-    GIST_512,
+    EFFICIENTNET_LITE0,
     MODELS,
     CallTiming,
     Classification,
@@ -41,12 +41,12 @@ Vector = NDArray[np.float32]
 
 
 async def handles_keep_their_type(path: Path) -> None:
-    async with ImageEmbeddings(GIST_512) as image:
+    async with ImageEmbeddings(EFFICIENTNET_LITE0) as image:
         assert_type(image, ImageEmbeddings)
         assert_type(image.spec, ModelSpec)
     async with TextEmbeddings(path, truncate="error") as text:
         assert_type(text, TextEmbeddings)
-    assert_type(use_image_embeddings("gist-512"), ImageEmbeddings)
+    assert_type(use_image_embeddings("efficientnet-lite0"), ImageEmbeddings)
     assert_type(use_text_embeddings(path, True), TextEmbeddings)
     assert_type(await image.load(), None)
     assert_type(await image.aclose(), None)
@@ -100,15 +100,17 @@ async def streams_give_their_keys_back(model: ImageEmbeddings, paths: Iterator[P
 async def options_take_what_they_say() -> None:
     def watch(timing: CallTiming) -> None: ...
 
-    ImageEmbeddings(GIST_512, on_call=watch, on_busy="raise", source_policy=SourcePolicy.trusted())
-    ImageEmbeddings(GIST_512, on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ImageEmbeddings(
+        EFFICIENTNET_LITE0, on_call=watch, on_busy="raise", source_policy=SourcePolicy.trusted()
+    )
+    ImageEmbeddings(on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def functions_return_values(
     model: ImageEmbeddings, text: TextEmbeddings, vectors: Vector
 ) -> None:
     policy = SourcePolicy.untrusted()
-    assert_type(MODELS["gist-512"], ModelSpec)
+    assert_type(MODELS["efficientnet-lite0"], ModelSpec)
     assert_type(await load_image("cat.jpg", policy=policy), NDArray[np.uint8])
     assert_type(model.space, EmbeddingSpace)
     assert_type(

@@ -111,7 +111,7 @@ class _Embedded(NamedTuple):
 
 def demo(
     *,
-    model: ModelOption = "gist-512",
+    model: ModelOption = "efficientnet-lite0",
     threads: ThreadsOption = None,
     save: Annotated[
         Path | None,

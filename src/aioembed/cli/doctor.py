@@ -25,7 +25,7 @@ from anyio import to_thread
 from rich.table import Table
 from rich.text import Text
 
-from aioembed import GIST_512, ImageEmbeddings, __version__
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, __version__
 from aioembed._child import python_child
 from aioembed._http import new_client
 from aioembed.download import Cache
@@ -351,7 +351,7 @@ async def _embedding() -> Check:
     if trial["error"]:
         return _broken(trial["error"], _SEE_ABOVE)
     found = (
-        f"{GIST_512.name} loaded in {trial['load_seconds'] * 1000:.0f} ms, "
+        f"{EFFICIENTNET_LITE0.name} loaded in {trial['load_seconds'] * 1000:.0f} ms, "
         f"embedded in {trial['embed_seconds'] * 1000:.1f} ms"
     )
     if abs(trial["length"] - 1) > _LENGTH_TOLERANCE:
@@ -360,7 +360,7 @@ async def _embedding() -> Check:
 
 
 def _broken(found: str, advice: str) -> Check:
-    return Check("embedding", Verdict.BROKEN, f"{GIST_512.name}: {found}", advice)
+    return Check("embedding", Verdict.BROKEN, f"{EFFICIENTNET_LITE0.name}: {found}", advice)
 
 
 def _died(cause: signal.Signals) -> Check:
@@ -380,7 +380,7 @@ async def _try_embedding() -> _Trial:
     noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
     begun = time.perf_counter()
     try:
-        async with ImageEmbeddings(GIST_512) as model:
+        async with ImageEmbeddings() as model:
             await model.load()
             loaded = time.perf_counter()
             vector = await model.forward(noise)

@@ -240,7 +240,7 @@ def embed(
         typer.Option("--format", "-f", help="npy is one float32 array (images, dim)."),
     ] = EmbeddingFormat.JSON,
     output: OutputOption = None,
-    model: ModelOption = "gist-512",
+    model: ModelOption = "efficientnet-lite0",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -283,7 +283,7 @@ def similarity(
         typer.Option("--format", "-f", help="json and csv are for programs."),
     ] = SimilarityFormat.TABLE,
     output: OutputOption = None,
-    model: ModelOption = "gist-512",
+    model: ModelOption = "efficientnet-lite0",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:

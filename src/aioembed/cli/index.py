@@ -82,7 +82,7 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove pictures that are gone, however many.")
     ] = False,
-    model: ModelOption = "gist-512",
+    model: ModelOption = "efficientnet-lite0",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -128,7 +128,7 @@ def search(
         typer.Option("--format", "-f", help="json and csv are for programs."),
     ] = SimilarityFormat.TABLE,
     output: OutputOption = None,
-    model: ModelOption = "gist-512",
+    model: ModelOption = "efficientnet-lite0",
     text_model: Annotated[
         str | None,
         typer.Option(

@@ -32,7 +32,7 @@ _ModelsOption = Annotated[
         "-m",
         metavar="[NAME=]MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL; may be repeated. "
-        "NAME is what clients call it. gist-512 where none is given.",
+        "NAME is what clients call it. efficientnet-lite0 where none is given.",
         show_default=False,
     ),
 ]
@@ -158,7 +158,7 @@ def _choices(models: list[str], text_models: list[str], tokenizer: str | None) -
 
     given = [(text, "image") for text in models] + [(text, "text") for text in text_models]
     choices = []
-    for text, modality in given or [("gist-512", "image")]:
+    for text, modality in given or [("efficientnet-lite0", "image")]:
         match = _NAMED.fullmatch(text)
         name, source = match.groups() if match else (None, text)
         choices.append(

@@ -14,7 +14,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 
-from aioembed import GIST_512, ImageEmbeddings, ModelSource, Ok
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, ModelSource, Ok
 from aioembed.errors import InvalidConfig, InvalidUserInput, MissingExtra
 
 try:
@@ -55,7 +55,7 @@ class ImageEmbedder:
 
     def __init__(
         self,
-        model_source: ModelSource = GIST_512,
+        model_source: ModelSource = EFFICIENTNET_LITE0,
         *,
         image_column: str = "image",
         embedding_column: str = "embedding",
@@ -142,7 +142,7 @@ class ImageEmbedder:
 
 def embed_images(
     dataset: ray.data.Dataset,
-    model_source: ModelSource = GIST_512,
+    model_source: ModelSource = EFFICIENTNET_LITE0,
     *,
     actors: int | tuple[int, int] = 1,
     cpus_per_actor: int = 1,

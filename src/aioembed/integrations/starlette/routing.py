@@ -42,7 +42,7 @@ def lifespan(models: ModelsArgument) -> Lifespan:
 
     Example:
         ```python
-        model = ImageEmbeddings(GIST_512)
+        model = ImageEmbeddings()
         app = FastAPI(lifespan=lifespan(model))
         app.mount("/embed", router(model))
         ```

