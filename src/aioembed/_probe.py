@@ -45,6 +45,11 @@ async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
         raise ProbeFailed(
             f"the program {shorten(path)} did not end its trial run within {seconds:g} s"
         ) from exc
+    except OSError as exc:
+        raise ProbeFailed(
+            f"the trial run of {shorten(path)} cannot be started ({exc}): give its sha256, which "
+            "needs no trial"
+        ) from exc
     if child.returncode == 0:
         return
     if child.returncode == _TYPED_ERROR:

@@ -40,10 +40,13 @@ def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
                 f"the cache folder {shorten(named)} cannot be found, since this user has no home: "
                 "set AIOEMBED_CACHE, or cache_dir, to an absolute path"
             ) from exc
-    folder = platformdirs.user_cache_path("aioembed")
+    try:
+        folder = platformdirs.user_cache_path("aioembed")
+    except RuntimeError:
+        return _temporary_folder("the home of this user, who has none,")
     if os.environ.get("XDG_CACHE_HOME") or _can_be_used(folder):
         return folder
-    return _temporary_folder(folder)
+    return _temporary_folder(str(folder))
 
 
 def _can_be_used(folder: Path) -> bool:
@@ -56,11 +59,11 @@ def _can_be_used(folder: Path) -> bool:
         nearest = next(path for path in folder.parents if path.exists())
     except PermissionError:
         return False
-    return os.access(nearest, os.W_OK | os.X_OK)
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 @cache
-def _temporary_folder(instead_of: Path) -> Path:
+def _temporary_folder(instead_of: str) -> Path:
     """Return a folder for this user alone: others could put model files into a shared one."""
     user = getattr(os, "geteuid", lambda: 0)()
     try:

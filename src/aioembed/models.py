@@ -277,7 +277,7 @@ class ModelSpec(_Frozen):
         modality: What it embeds.
         embedding_dim: Values per vector, where known.
         normalized: Whether the program's vectors have length 1.
-        size_bytes: Of the file, where known.
+        size_bytes: Of the file, where known; one of another size is logged as a warning.
         sha256: Of the file, 64 hexadecimal digits, where known.
         preprocessing: For programs that carry none themselves.
         tokenizer_source: URL or path of `tokenizer.json`, for text.
@@ -329,6 +329,7 @@ EFFICIENTNET_LITE0 = ModelSpec(
 CLIP_VIT_BASE_PATCH32_IMAGE = ModelSpec(
     name="clip-vit-base-patch32-image",
     source=f"{_HUB}/xnnpack/clip_vit_base_patch32_image_xnnpack_fp32.pte",
+    size_bytes=351_606_400,
     modality="image",
     embedding_dim=512,
     preprocessing=RNE_PREPROCESSING,
@@ -339,6 +340,7 @@ CLIP_VIT_BASE_PATCH32_IMAGE = ModelSpec(
 CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED = ModelSpec(
     name="clip-vit-base-patch32-image-quantized",
     source=f"{_HUB}/xnnpack/clip_vit_base_patch32_image_xnnpack_int8.pte",
+    size_bytes=96_351_232,
     modality="image",
     embedding_dim=512,
     preprocessing=RNE_PREPROCESSING,
@@ -350,6 +352,7 @@ CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED = ModelSpec(
 CLIP_VIT_BASE_PATCH32_TEXT = ModelSpec(
     name="clip-vit-base-patch32-text",
     source=f"{_HUB}/xnnpack/clip_vit_base_patch32_text_xnnpack_fp32.pte",
+    size_bytes=253_953_152,
     modality="text",
     embedding_dim=512,
     preprocessing=RNE_PREPROCESSING,
@@ -427,8 +430,15 @@ def local_file(source: str) -> Path | None:
     if scheme in {"http", "https"} and "://" in source:
         return None
     if scheme != "file":
-        return Path(source).expanduser()
+        return _expanded(source)
     return Path(unquote(urlsplit(source).path))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise InvalidModelSource(f"{shorten(path)} cannot be found: {exc}") from exc
 
 
 def _custom(source: str, modality: str) -> ModelSpec:

@@ -342,6 +342,8 @@ async def _embedding() -> Check:
             child = await anyio.run_process(command, check=False, env=environment)
     except TimeoutError:
         return _broken(f"did not end within {_SECONDS:g} s", _SEE_ABOVE)
+    except OSError as error:
+        return _broken(f"cannot be tried: {error}", "make Python executable for this user")
     if child.returncode < 0:
         return _died(signal.Signals(-child.returncode))
     if child.returncode:

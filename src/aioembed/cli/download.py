@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import anyio
@@ -46,7 +47,7 @@ def download(
             return
         wanted = model_resources(spec)
         if sha256 is not None:
-            wanted[0] = Resource(wanted[0].url, sha256, wanted[0].size)
+            wanted[0] = replace(wanted[0], sha256=sha256)
         files = anyio.run(_fetch, spec, wanted)
         write_result("".join(f"{file.path}\n" for file in files).encode(), None)
 
