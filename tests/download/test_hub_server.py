@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 
-from aioembed.testing import HubServer, LoopbackServer, Reply
+from aioembed.download import Cache, Fetcher, Resource
+from aioembed.testing import HubServer, LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +50,55 @@ async def test_a_missing_file_is_404_and_a_missing_token_401() -> None:
         headers = {"Authorization": "Bearer t"}
         assert (await client.head(url, headers=headers)).status_code == 302
         assert (await client.get(url + "x", headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_huggingface_hub_itself_downloads_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    program = (
+        "import sys; from huggingface_hub import hf_hub_download\n"
+        "print(hf_hub_download('owner/name', 'folder/model.pte', revision='v1',"
+        " cache_dir=sys.argv[1]))"
+    )
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    content = bytes(range(256)) * 1000
+    async with HubServer(token="hf_secret") as hub:
+        hub.add("owner/name", "folder/model.pte", content, revision="v1")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = await anyio.run_process([sys.executable, "-c", program, str(tmp_path)], check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert not any("authorization" in asked.headers for asked in hub.storage_requests)
+    path = anyio.Path(done.stdout.decode().strip().splitlines()[-1])
+    assert await path.read_bytes() == content
+    # huggingface_hub names its copy after the ETag.
+    assert (await path.resolve()).name == hashlib.sha256(content).hexdigest()
+
+
+async def test_a_renamed_repository_redirects_and_its_file_is_trusted(
+    cache: Cache, content: bytes, sha256: str
+) -> None:
+    """The hub answers 307 with a relative address, then as usual."""
+
+    def answer(request: Request) -> Reply:
+        if "/old-owner/" in request.path:
+            location = request.path.replace("/old-owner/", "/new-owner/")
+            return Reply(307, headers={"Location": location})
+        location = f"{storage.origin}/{sha256}"
+        return Reply(302, headers={"Location": location, "X-Linked-Etag": f'"{sha256}"'})
+
+    storage = LoopbackServer(lambda _: Reply(body=content))
+    async with storage, LoopbackServer(answer) as hub:
+        fetcher = Fetcher(cache, endpoint=hub.origin, token="hf_secret")
+        url = "https://huggingface.co/old-owner/name/resolve/main/model.pte"
+        [file] = await fetcher.fetch([Resource(url)])
+    assert [request.headers["authorization"] for request in hub.requests] == [
+        "Bearer hf_secret"
+    ] * 2
+    assert "authorization" not in storage.requests[0].headers
+    assert (file.trusted, file.url) == (True, url)
 
 
 async def test_what_the_body_raises_comes_out_as_it_is() -> None:

@@ -340,10 +340,10 @@ async def _embedding() -> Check:
     try:
         with anyio.fail_after(_SECONDS):
             child = await anyio.run_process(command, check=False, env=environment)
-    except TimeoutError:
-        return _broken(f"did not end within {_SECONDS:g} s", _SEE_ABOVE)
     except OSError as error:
-        return _broken(f"cannot be tried: {error}", "make Python executable for this user")
+        late = isinstance(error, TimeoutError)
+        found = f"did not end within {_SECONDS:g} s" if late else f"cannot be tried: {error}"
+        return _broken(found, _SEE_ABOVE)
     if child.returncode < 0:
         return _died(signal.Signals(-child.returncode))
     if child.returncode:
