@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from aioembed.errors import InvalidConfig, MissingExtra
+from aioembed.errors import ExportError, InvalidConfig, MissingExtra
 from aioembed.export.lowering import Delegation, Lowered, lower
 from aioembed.models import METADATA_METHOD, ProgramMetadata
 from aioembed.runtime import Program
@@ -93,6 +93,22 @@ def test_operators_that_xnnpack_does_not_take_are_listed() -> None:
 
     assert lowered.delegation.calls == 1
     assert lowered.delegation.ops_outside == ("aten.erf.default",)
+
+
+@pytest.mark.export
+def test_an_axis_that_cannot_vary_is_a_clear_error() -> None:
+    pytest.importorskip("torch")
+    import torch
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(3, 8) * 2
+
+    axis = torch.export.Dim("batch", min=1, max=9)
+    with pytest.raises(
+        ExportError, match=r"Fixed cannot be lowered with these dynamic shapes: .*batch"
+    ):
+        lower(Fixed(), (torch.ones(3, 8),), dynamic_shapes=({0: axis},))
 
 
 def test_the_metadatas_name_is_reserved() -> None:

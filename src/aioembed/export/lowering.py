@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
-from aioembed.errors import InvalidConfig, MissingExtra
+from aioembed.errors import ExportError, InvalidConfig, MissingExtra
 from aioembed.models import METADATA_METHOD, Precision, ProgramMetadata
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def lower(
     Raises:
         MissingExtra: torch or executorch is not installed.
         InvalidConfig: A constant method has the metadata's name.
+        ExportError: torch or ExecuTorch cannot take the module, or an axis that was to vary.
     """
     constants = _constants(metadata, constant_methods)
     with warnings.catch_warnings(action="ignore"):  # the exporter's packages warn about themselves
@@ -108,6 +109,11 @@ def lower(
             return _lower(module, example_inputs, constants, dynamic_shapes, quantizer)
         except ImportError as exc:
             raise MissingExtra("executorch", "export") from exc
+        except (RuntimeError, AssertionError, ValueError) as exc:  # of torch and ExecuTorch
+            varying = "" if dynamic_shapes is None else " with these dynamic shapes"
+            reason = " ".join(str(exc).partition("\n\n")[0].split())
+            msg = f"{type(module).__name__} cannot be lowered{varying}: {reason}"
+            raise ExportError(msg) from exc
 
 
 def _lower(
