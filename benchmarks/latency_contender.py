@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -36,8 +37,10 @@ def pte_runner(path: str, given: np.ndarray[Any, Any]) -> Run:
     program = Program.load(path)
     x = given
     if x.dtype == np.uint8:
-        grid = np.float32(x / 255).reshape(7, 32, 7, 32, 3).transpose(0, 2, 1, 3, 4)
-        x = np.ascontiguousarray(grid).reshape(1, 49, 3072)
+        _, count, values = program.methods["forward"].inputs[0].shape
+        side, patch = math.isqrt(count), math.isqrt(values // 3)
+        grid = np.float32(x / 255).reshape(side, patch, side, patch, 3).transpose(0, 2, 1, 3, 4)
+        x = np.ascontiguousarray(grid).reshape(1, count, values)
     return lambda: program.run(x)[0]
 
 
@@ -46,11 +49,12 @@ def handle_runner(path: str, picture_or_text: np.ndarray[Any, Any]) -> Iterator[
     import anyio.from_thread
 
     from aioembed import ImageEmbeddings, TextEmbeddings
+    from latency_models import checkpoint
 
     handle: Any = ImageEmbeddings(path)
     given: Any = picture_or_text
     if picture_or_text.dtype.kind == "U":
-        handle = TextEmbeddings(path, tokenizer=Path(path).with_name("tokenizer.json"))
+        handle = TextEmbeddings(path, tokenizer=checkpoint() / "tokenizer.json")
         given = picture_or_text.item()
     with (
         anyio.from_thread.start_blocking_portal() as portal,

@@ -1,6 +1,7 @@
 """The models that `latency.py` compares, all from one seeded checkpoint.
 
-Made once and kept in `AIOEMBED_BENCH_DIR`, or a folder in the system's temporary one. The int8
+Which one, `AIOEMBED_BENCH_MODEL` names. Made once and kept in `AIOEMBED_BENCH_DIR`, or a folder in
+the system's temporary one. The int8
 peers are quantised by their own tools: ONNX Runtime's dynamic (per channel) and static (QDQ, per
 channel, calibrated), and OpenVINO's NNCF (for transformers).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import string
 import sys
 from collections.abc import Iterator
@@ -19,14 +21,19 @@ import numpy as np
 
 from programs import folder
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the tests' checkpoints
+
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "IMAGE",
+    "MODELS",
+    "MODEL_VARIABLE",
     "TEXT",
     "checkpoint",
     "input_file",
+    "lengths",
     "make_model",
     "model_path",
     "tokenizer",
@@ -35,8 +42,17 @@ __all__ = [
 
 SEED = 20230131
 FP32 = "ONNX Runtime fp32"
-MEAN = np.array((0.48145466, 0.4578275, 0.40821073))
-STD = np.array((0.26862954, 0.26130258, 0.27577711))
+MODEL_VARIABLE = "AIOEMBED_BENCH_MODEL"
+MODELS = {
+    "clip-b32": ("image", "text"),
+    "openclip-b32-256": ("image", "text"),
+    "tinyclip-39m": ("image", "text"),
+    "siglip2-b16-224": ("image", "text"),
+    "dinov2-s14": ("image",),
+    "dinov2-s14-registers": ("image",),
+}
+"""Models that can be compared, and their towers."""
+PADDED = 64
 
 IMAGE = {
     "aioembed fp32": "pte",
@@ -55,22 +71,51 @@ IMAGE = {
 }
 TEXT = {name: kind for name, kind in IMAGE.items() if "static" not in name}
 MERGES = 48_894
+FIRST_LETTER = 3
 FIRST_WORD = 256  # the id of "!", the first of the words of one byte
 
 
-def checkpoint() -> Path:
-    path = folder() / "clip-vit-base-patch32"
-    if not (path / "config.json").is_file():
-        import torch
-        from transformers import CLIPConfig, CLIPModel
+def model_name() -> str:
+    return os.environ.get(MODEL_VARIABLE, "clip-b32")
 
-        torch.manual_seed(SEED)
-        CLIPModel(CLIPConfig()).save_pretrained(path)
+
+def is_padded() -> bool:
+    return model_name().startswith("siglip")
+
+
+def lengths(tower: str) -> tuple[int, ...]:
+    """Return the numbers of tokens to compare with; a zero for images."""
+    if tower == "image":
+        return (0,)
+    return (PADDED,) if is_padded() else (16, 77)
+
+
+def checkpoint() -> Path:
+    path = folder() / model_name()
+    if not (path / "tokenizer.json").is_file():
+        from tests.export.checkpoints import FULL, save, save_tokenizer
+
+        kind, config, size = FULL[model_name()]
+        save(path, kind, config, seed=SEED, image_size=size)
+        if is_padded():
+            save_tokenizer(path)
+        else:
+            (path / "tokenizer.json").write_text(tokenizer().read_text(encoding="utf-8"))
     return path
 
 
+def pixels_of_checkpoint() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((checkpoint() / "preprocessor_config.json").read_text())
+    return content
+
+
+def image_size() -> int:
+    config = pixels_of_checkpoint()
+    return int(config.get("crop_size", config["size"])["height"])
+
+
 def picture(index: int = 0) -> np.ndarray[Any, Any]:
-    """Return a drawn scene of the tower's size, uint8 `(224, 224, 3)`.
+    """Return a drawn scene of the tower's size, uint8 `(side, side, 3)`.
 
     It is kept in a file, so that what draws it takes no memory in the contenders' processes.
     """
@@ -79,27 +124,32 @@ def picture(index: int = 0) -> np.ndarray[Any, Any]:
         from aioembed.testing.scenes import draw_scenes
 
         scene = list(draw_scenes().values())[index]
-        np.save(file, np.asarray(scene.convert("RGB").resize((224, 224))))
+        np.save(file, np.asarray(scene.convert("RGB").resize((image_size(), image_size()))))
     pixels: np.ndarray[Any, Any] = np.load(file)
     return pixels
 
 
 def picture_file(index: int) -> Path:
-    return folder() / f"picture-{index}.npy"
+    return folder() / f"picture-{image_size()}-{index}.npy"
 
 
 def inputs(tower: str, length: int, index: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Return transformers' inputs of the scene or text of that index."""
     if tower == "image":
-        pixels = (picture(index) / 255 - MEAN) / STD
+        config = pixels_of_checkpoint()
+        mean, std = (np.array(config[f"image_{what}"]) for what in ("mean", "std"))
+        pixels = (picture(index) / 255 - mean) / std
         return {"pixel_values": pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32)}
+    if is_padded():
+        words = [FIRST_LETTER + ord(letter) - ord("a") for letter in text(16, index).split()]
+        return {"input_ids": np.array([[*words, 1, *[0] * (length - len(words) - 1)]])}
     words = [FIRST_WORD + ord(letter) - ord("!") for letter in text(length, index).split()]
     return {"input_ids": np.array([[49406, *words, 49407]])}
 
 
 def text(length: int, index: int = 0) -> str:
     """Return a text of that many tokens with those of its start and end, a letter each."""
-    letters = string.ascii_lowercase + string.digits
+    letters = string.ascii_lowercase + ("" if is_padded() else string.digits)
     return " ".join(letters[(5 * i + 7 * index) % len(letters)] for i in range(length - 2))
 
 
@@ -107,7 +157,6 @@ def tokenizer() -> Path:
     """Return a tokenizer of CLIP's format and size that knows letters and pairs of letters."""
     file = folder() / "tokenizer.json"
     if not file.is_file():
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from tests.text.clip_bpe import byte_symbols, tokenizer_json
 
         symbols = byte_symbols().values()
@@ -120,18 +169,23 @@ def tokenizer() -> Path:
 def torch_tower(tower: str, weights: Path) -> torch.nn.Module:
     """Return transformers' tower with the division by the length, for tensors."""
     import torch
-    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+    import transformers
+
+    from aioembed.export.families import read_family
+
+    family, _, _ = read_family(weights)
+    models, outputs = (
+        {str(key): name for key, name in names.items()} for names in (family.models, family.output)
+    )
+    kind = getattr(transformers, models[tower])
 
     class Tower(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            kind = (
-                CLIPVisionModelWithProjection if tower == "image" else CLIPTextModelWithProjection
-            )
             self.model = kind.from_pretrained(weights).train(False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            vectors: torch.Tensor = self.model(x)[0]
+            vectors: torch.Tensor = getattr(self.model(x), outputs[tower])
             length: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
             return vectors / length
 
@@ -143,14 +197,14 @@ def model_path(name: str, tower: str) -> Path:
     kind = IMAGE[name]
     precision = "int8" if "int8" in name else "fp32"
     if kind in {"pte", "handle"}:
-        return folder() / f"clip-{tower}-{precision}.pte"
+        return folder() / f"{model_name()}-{tower}-{precision}.pte"
     if kind == "stock":
-        return folder() / f"clip-{tower}-plain.pte"
+        return folder() / f"{model_name()}-{tower}-plain.pte"
     if kind == "openvino" and precision == "int8":
-        return folder() / f"clip-{tower}-openvino-int8.xml"
+        return folder() / f"{model_name()}-{tower}-openvino-int8.xml"
     if kind == "onnx" and precision == "int8":
-        return folder() / f"clip-{tower}-int8-{name.rpartition(' ')[2]}.onnx"
-    return folder() / f"clip-{tower}.onnx"
+        return folder() / f"{model_name()}-{tower}-int8-{name.rpartition(' ')[2]}.onnx"
+    return folder() / f"{model_name()}-{tower}.onnx"
 
 
 def make_model(name: str, tower: str) -> None:
@@ -176,22 +230,21 @@ def input_file(tower: str, length: int, kind: str) -> Path:
         picture()
         return picture_file(0)
     if kind == "handle":
-        tokenizer()
-        file = folder() / f"text-{length}.npy"
-        np.save(file, np.array(text(length)))
+        file = folder() / f"text-{model_name()}-{length}.npy"
+        np.save(file, np.array(text(16 if is_padded() else length)))
         return file
     ((name, array),) = inputs(tower, length).items()
-    file = folder() / f"{name}-{length}.npy"
+    file = folder() / f"{name}-{model_name()}-{length}.npy"
     np.save(file, array)
     return file
 
 
 def make_pte(out: Path, tower: str) -> None:
-    from aioembed.export.clip import ClipOptions, export_clip
+    from aioembed.export import ExportOptions, export_model
 
     precision: Any = "int8" if "int8" in out.name else "fp32"
     chosen: Any = tower
-    report = export_clip(checkpoint(), out, ClipOptions(tower=chosen, precision=precision))
+    report = export_model(checkpoint(), out, ExportOptions(tower=chosen, precision=precision))
     print(report, file=sys.stderr)
 
 
@@ -201,7 +254,7 @@ def make_plain(out: Path, tower: str) -> None:
     from executorch.exir import to_edge_transform_and_lower
 
     # In memory as in shape: a program for other strides is not what is run.
-    arrays = map(np.ascontiguousarray, inputs(tower, 16).values())
+    arrays = map(np.ascontiguousarray, inputs(tower, lengths(tower)[0]).values())
     example = tuple(torch.from_numpy(array) for array in arrays)
     shapes = dynamic_shapes(tower)
     with torch.no_grad():
@@ -215,13 +268,15 @@ def dynamic_shapes(tower: str) -> tuple[dict[int, Any]] | None:
     """Return what an exporter of torch is told of the input's shape."""
     import torch
 
-    return ({1: torch.export.Dim("tokens", min=2, max=77)},) if tower == "text" else None
+    if tower == "image" or is_padded():
+        return None
+    return ({1: torch.export.Dim("tokens", min=2, max=77)},)
 
 
 def make_onnx(out: Path, tower: str) -> None:
     import torch
 
-    ((name, array),) = inputs(tower, 16).items()
+    ((name, array),) = inputs(tower, lengths(tower)[0]).items()
     torch.onnx.export(
         torch_tower(tower, checkpoint()),
         (torch.from_numpy(array),),
@@ -235,7 +290,7 @@ def make_onnx(out: Path, tower: str) -> None:
 
 def samples(tower: str, count: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     for index in range(1, count + 1):
-        yield inputs(tower, 16, index)
+        yield inputs(tower, lengths(tower)[0], index)
 
 
 def quantize_onnx(source: Path, out: Path, tower: str) -> None:

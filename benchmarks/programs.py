@@ -84,12 +84,14 @@ def _clip_image_fp32() -> bytes:
 
 def _clip_fast(precision: Literal["fp32", "int8"]) -> bytes:
     """CLIP ViT-B/32's image tower as `aioembed export` writes it."""
-    from aioembed.export.clip import ClipOptions, export_clip
+    from aioembed.export import ExportOptions, export_model
 
     with tempfile.TemporaryDirectory() as scratch:
         _save_checkpoint(Path(scratch))
         out = Path(scratch) / "program.pte"
-        export_clip(scratch, out, ClipOptions(tower="image", precision=precision, norm="ln"))
+        export_model(
+            scratch, out, ExportOptions(precision=precision, norm="ln", preprocessing="clip")
+        )
         return out.read_bytes()
 
 

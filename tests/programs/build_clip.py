@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
-from aioembed.export.clip import ClipOptions, export_clip
-from tests.export.clip_checkpoints import save_tiny
+from aioembed.export import ExportOptions, export_model
+from tests.export.checkpoints import save_tiny
 
 _Tower = Literal["image", "text"]
 
@@ -24,7 +24,7 @@ def main() -> None:
         checkpoint = save_tiny(Path(temporary) / "tiny-clip")
         for tower in get_args(_Tower):
             out = Path(__file__).with_name(f"tiny_clip_{tower}.pte")
-            print(export_clip(checkpoint, out, ClipOptions(tower=tower, norm="bn")))
+            print(export_model(checkpoint, out, ExportOptions(tower=tower, norm="bn")))
 
 
 if __name__ == "__main__":

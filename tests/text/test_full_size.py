@@ -71,13 +71,14 @@ def _write_hook_program(eager: Any, path: Path) -> None:
 @pytest.fixture(scope="module", params=["hook", "ln", "bn"])
 def program(request: pytest.FixtureRequest, checkpoint: Path, eager: Any) -> Path:
     """The hook's form, and those that are exported here."""
-    from aioembed.export.clip.program import ClipOptions, export_clip
+    from aioembed.export import ExportOptions, export_model
 
     path = checkpoint / f"{request.param}.pte"
     if request.param == "hook":
         _write_hook_program(eager, path)
     else:
-        export_clip(checkpoint, path, ClipOptions(tower="text", norm=request.param))
+        options = ExportOptions(tower="text", norm=request.param, preprocessing="clip")
+        export_model(checkpoint, path, options)
     gc.collect()
     return path
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .common import DebugOption, guarded, warn, write_result
+from .common import DebugOption, guarded, usage_error, warn, write_result
 
 __all__ = ["export"]
 
 
-class ExportedModel(StrEnum):
-    """What can be exported."""
+class NamedCheckpoint(StrEnum):
+    """Checkpoints on the hub that have a short name."""
 
     CLIP_VIT_BASE_PATCH32 = "clip-vit-base-patch32"
     CLIP_VIT_BASE_PATCH16 = "clip-vit-base-patch16"
@@ -23,25 +27,46 @@ class ExportedModel(StrEnum):
 
 def export(
     model: Annotated[
-        ExportedModel, typer.Argument(metavar="MODEL", help="Such as clip-vit-base-patch32.")
-    ],
+        NamedCheckpoint | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="One of OpenAI's, such as clip-vit-base-patch32; or name another by --weights.",
+            show_default=False,
+        ),
+    ] = None,
     *,
-    tower: Annotated[Literal["image", "text"], typer.Option(help="Which encoder.")] = "image",
-    precision: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="int8 is a quarter of the size.")
-    ] = "fp32",
     weights: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|HUB_ID",
-            help="Checkpoint in transformers' format; the model's own on the hub if not given.",
+            help="Checkpoint in transformers' format: CLIP, SigLIP or DINOv2, found by its config.",
             show_default=False,
         ),
     ] = None,
+    tower: Annotated[Literal["image", "text"], typer.Option(help="Which encoder.")] = "image",
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="int8 is a quarter of the size.")
+    ] = "fp32",
     preprocess: Annotated[
-        Literal["clip", "rne"],
-        typer.Option(help="clip as CLIP was trained, rne as React Native ExecuTorch does."),
-    ] = "clip",
+        Literal["checkpoint", "clip", "siglip", "dinov2", "rne"],
+        typer.Option(
+            help="checkpoint as its preprocessor_config.json says, a family's own, or rne as "
+            "React Native ExecuTorch does."
+        ),
+    ] = "checkpoint",
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Side of the images, for DINOv2; the preprocessor's if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["class", "mean"],
+        typer.Option(help="DINOv2's vector: of the class token, or the mean of the patches."),
+    ] = "class",
     out: Annotated[Path, typer.Option(metavar="FILE", help="The .pte file to write.")],
     norm: Annotated[
         Literal["auto", "ln", "bn"], typer.Option(help="Form of the norms; auto tries both.")
@@ -56,22 +81,50 @@ def export(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Export an encoder of a CLIP checkpoint as a .pte program; needs the extra `export`.
+    """Export an encoder of a checkpoint as a .pte program; needs the extra `export`.
 
     Steps go to stderr, the report to stdout. Programs carry their preprocessing.
     """
-    with guarded(debug):
-        from aioembed.export.clip import (  # noqa: PLC0415  # the extra is optional
-            ClipOptions,
-            export_clip,
-        )
+    if weights is None and model is None:
+        raise usage_error("name a MODEL, or a checkpoint with --weights")
+    with guarded(debug), _quiet_stderr(debug) as say:
+        from aioembed.export import ExportOptions, export_model  # noqa: PLC0415  # an extra
 
-        options = ClipOptions(
+        options = ExportOptions(
             tower=tower,
             precision=precision,
             preprocessing=preprocess,
             norm=norm,
             calibrate=calibrate,
+            image_size=image_size,
+            pooling=pooling,
         )
-        report = export_clip(weights or f"openai/{model.value}", out, options, progress=warn)
+        report = export_model(weights or f"openai/{model}", out, options, progress=say)
         write_result(f"{report}\n".encode(), None)
+
+
+@contextmanager
+def _quiet_stderr(debug: bool) -> Iterator[Callable[[str], None]]:
+    """Keep what torch and its native code write there out of stderr, and give a way to write.
+
+    Args:
+        debug: Let everything through.
+    """
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):  # replaced by something that is no file
+        debug, descriptor = True, -1
+    if debug:
+        yield warn
+        return
+    sys.stderr.flush()
+    with (
+        os.fdopen(os.dup(descriptor), "w", buffering=1) as kept,
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+    ):
+        os.dup2(nowhere.fileno(), descriptor)
+        try:
+            yield lambda message: print(f"aioembed: {message}", file=kept)
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept.fileno(), descriptor)

@@ -8,9 +8,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from aioembed.export.clip.exempt import exempt_linears
-from aioembed.export.clip.rounding import imitated_int8
 from aioembed.export.lowering import lower
+from aioembed.export.tune import exempt_linears, imitated_int8
 
 pytestmark = pytest.mark.export
 

@@ -16,77 +16,61 @@ from numpy.typing import NDArray
 from aioembed.runtime import Program
 
 if TYPE_CHECKING:
-    from aioembed.export.clip.norms import NormChoice
     from aioembed.export.lowering import Delegation
 
-__all__ = ["ClipReport", "Int8Changes"]
+__all__ = ["ExportReport"]
 
 _RUNS = 10
 
 
 @dataclass(frozen=True)
-class Int8Changes:
-    """What int8 made necessary.
-
-    Attributes:
-        products: Elementwise products that balancing put in front of linears.
-        exempt: Names of the linears that stay fp32.
-    """
-
-    products: int = 0
-    exempt: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ClipReport:
+class ExportReport:
     """What was exported.
 
     Attributes:
         path: The file.
         size_bytes: Of the file.
-        norm: Form of the norms.
-        norm_reason: Why that one.
-        changes: What int8 made necessary.
         delegate_calls: How many times one forward pass enters XNNPACK.
         ops_outside: Operators outside any delegate, each as often as it runs.
         samples: How many inputs the program was judged on.
-        cosine: Lowest cosine between the program's vectors and transformers' own.
+        cosine: Lowest cosine between the program's vectors and those of the model it was made of.
         max_difference: Largest difference between their values.
         latency_ms: Median time of the first sample on this machine, in milliseconds.
+        notes: What else there is to say: a label and a line each.
+        exempt: Names of the linears that stay fp32 in an int8 program.
     """
 
     path: Path
     size_bytes: int
-    norm: str
-    norm_reason: str
-    changes: Int8Changes
     delegate_calls: int
     ops_outside: tuple[str, ...]
     samples: int
     cosine: float
     max_difference: float
     latency_ms: float
+    notes: tuple[tuple[str, str], ...] = ()
+    exempt: tuple[str, ...] = ()
 
     @classmethod
     def of(
         cls,
         path: Path,
         delegation: Delegation,
-        choice: NormChoice,
         samples: Sequence[tuple[NDArray[Any], ...]],
         wanted: NDArray[np.float32],
         *,
-        changes: Int8Changes,
+        notes: Sequence[tuple[str, str]] = (),
+        exempt: Sequence[str] = (),
     ) -> Self:
         """Judge a program that was written.
 
         Args:
             path: The file.
             delegation: What XNNPACK took of it.
-            choice: Of the norms.
             samples: Inputs.
-            wanted: Their vectors of length 1 by transformers, `(samples, embedding_dim)`.
-            changes: What int8 made necessary.
+            wanted: Their vectors of length 1 by the model itself, `(samples, embedding_dim)`.
+            notes: What else there is to say.
+            exempt: Names of the linears that stay fp32.
         """
         program = Program.load(path)
         try:
@@ -98,34 +82,31 @@ class ClipReport:
         return cls(
             path=path,
             size_bytes=path.stat().st_size,
-            norm=choice.form,
-            norm_reason=choice.reason,
-            changes=changes,
             delegate_calls=delegation.calls,
             ops_outside=delegation.ops_outside,
             samples=len(samples),
             cosine=float(cosines.min()),
             max_difference=float(np.abs(vectors - wanted).max()),
             latency_ms=latency,
+            notes=tuple(notes),
+            exempt=tuple(exempt),
         )
 
     def __str__(self) -> str:
         """A few lines for people."""
         counts = Counter(self.ops_outside)
-        difference = f"{self.max_difference:.1e}, on {self.samples} samples"
         outside = ", ".join(f"{name} x{count}" for name, count in counts.items()) or "none"
+        difference = f"{self.max_difference:.1e}, on {self.samples} samples"
         lines = [
-            f"file            {self.path} ({self.size_bytes / 1e6:.1f} MB)",
-            f"norms           {self.norm}: {self.norm_reason}",
-            f"delegate calls  {self.delegate_calls}; operators outside: {outside}",
-            f"to transformers cosine >= {self.cosine:.7f}, largest difference {difference}",
-            f"latency         {self.latency_ms:.1f} ms (median of {_RUNS} runs here)",
+            ("file", f"{self.path} ({self.size_bytes / 1e6:.1f} MB)"),
+            *self.notes,
+            ("delegate calls", f"{self.delegate_calls}; operators outside: {outside}"),
+            ("to the original", f"cosine >= {self.cosine:.7f}, largest difference {difference}"),
+            ("latency", f"{self.latency_ms:.1f} ms (median of {_RUNS} runs here)"),
         ]
-        if self.changes.exempt:
-            lines.insert(2, f"kept in fp32    {', '.join(self.changes.exempt)}")
-        if self.changes.products:
-            lines.insert(2, f"balancing       {self.changes.products} products in front of fc2")
-        return "\n".join(lines)
+        if self.exempt:
+            lines.insert(-3, ("kept in fp32", ", ".join(self.exempt)))
+        return "\n".join(f"{label:<16}{line}" for label, line in lines)
 
 
 def _latency_ms(program: Program, sample: tuple[NDArray[Any], ...]) -> float:

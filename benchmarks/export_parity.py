@@ -1,18 +1,20 @@
-"""CLIP programs against transformers, from the file or text to the vector, at ViT-B/32's size.
+"""How close exported programs of every family are to transformers, from the file to the vector.
 
-    python benchmarks/clip_parity.py [--photographs FOLDER] [--only WORD ...] [--folder FOLDER]
+    python benchmarks/export_parity.py [--only WORD...] [--folder DIR] [--photographs DIR]
 
-Every tower, precision and form of the norms, on seeded weights: plain random ones, and heavy-tailed
-ones with outlier channels as trained ViTs have them. Ours goes through `aioembed export` and the
-handle's `forward`; the reference through transformers' processor or tokenizer and its model in
-eager mode. An image program is balanced on every other photograph and judged on all of them.
+Models have their full size and seeded random weights, plain or heavy-tailed: the heavy-tailed
+ones with outlier channels as trained ViTs have them. A vocabulary of SigLIP 2's size would be
+nothing but rows that are looked up: a small one stands in for it. Ours goes through
+`aioembed export` and the handle's `forward`; the reference through transformers' processor or
+tokenizer and its model in eager mode. An image program is balanced on every other photograph and
+judged on all of them.
 
 Prints one row per program: the lowest cosine, the largest difference of a value, how alike the
 vectors of different inputs are, the file's size, and the peak memory of the export's process.
 Exits with 1 if a row misses its mark: cosine 0.99999 for fp32, 0.999 for int8, 6 GiB. Takes about
 a minute per row and 2 GB of disk. `--only` keeps the rows that have all of the words, such as
-`text int8`; `--folder` keeps the checkpoints for the next run, which go into the temporary folder
-otherwise. Needs the [export] extra, and the tests of this checkout.
+`siglip2-b16-224 text int8`; `--folder` keeps the checkpoints for the next run, which go into the
+temporary folder otherwise. Needs the [export] extra, and the tests of this checkout.
 """
 
 from __future__ import annotations
@@ -43,15 +45,28 @@ MOST_GIB = 6.0
 class Case(NamedTuple):
     """One program."""
 
+    model: str
     weights: str
     tower: str
     precision: str
     norm: str
 
 
+MODELS = {
+    "clip-b32": ("image", "text"),
+    "openclip-b32-256": ("image",),
+    "tinyclip-39m": ("image", "text"),
+    "siglip2-b16-224": ("image", "text"),
+    "dinov2-s14": ("image",),
+    "dinov2-s14-registers": ("image",),
+}
+"""Models, and the towers of each that are measured."""
+
 CASES = [
-    Case(*row)
-    for row in product(("plain", "heavy-tailed"), ("image", "text"), ("fp32", "int8"), ("ln", "bn"))
+    Case(model, weights, tower, precision, norm)
+    for model, towers in MODELS.items()
+    for weights, tower, precision in product(("plain", "heavy-tailed"), towers, ("fp32", "int8"))
+    for norm in (("ln", "bn") if model == "clip-b32" else ("auto",))
 ]
 
 
@@ -76,66 +91,92 @@ class Row:
 
 
 def make_checkpoint(folder: Path, case: Case) -> None:
-    """Save ViT-B/32 with the case's weights and CLIP's tokenizer, or the tests' small one."""
-    from tests.export.clip_checkpoints import make_heavy_tailed, rewrite, save_clip
+    """Save the case's model, with CLIP's tokenizer or one like SigLIP 2's."""
+    from tests.export.checkpoints import FULL, make_heavy_tailed, rewrite, save, save_tokenizer
     from tests.text.clip_bpe import END, START, read_merges, tokenizer_json
 
-    tokenizer = ROOT / "tests" / "text" / "fixtures" / "tokenizer.json"
-    content = json.loads(tokenizer.read_text(encoding="utf-8"))
-    if MERGES.is_file():
-        content = tokenizer_json(read_merges(MERGES))
-    vocabulary = content["model"]["vocab"]
-    special = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END]}
-    to = folder / case.weights
-    save_clip(to, text_config={"initializer_factor": 3.0, **special})
+    to = checkpoint(folder, case)
+    kind, config, size = FULL[case.model]
+    content = None
+    if kind == "CLIP":
+        tokenizer = ROOT / "tests" / "text" / "fixtures" / "tokenizer.json"
+        content = json.loads(tokenizer.read_text(encoding="utf-8"))
+        if MERGES.is_file():
+            content = tokenizer_json(read_merges(MERGES))
+        vocabulary = content["model"]["vocab"]
+        special = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END]}
+        config = config | {"text": config["text"] | special}
+    save(to, kind, config, image_size=size)
     if case.weights == "heavy-tailed":
         rewrite(to, make_heavy_tailed)
-    (to / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    if content is None:
+        save_tokenizer(to)
+    else:
+        (to / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def checkpoint(folder: Path, case: Case) -> Path:
+    """Return where a case's checkpoint lies."""
+    return folder / f"{case.model}-{case.weights}"
 
 
 def make_reference(folder: Path, case: Case) -> None:
     """Save transformers' vectors of all inputs, of length 1."""
     import torch
+    from transformers import AutoModel
 
+    model = AutoModel.from_pretrained(checkpoint(folder, case)).eval()
     with torch.no_grad():
-        reference = image_reference if case.tower == "image" else text_reference
-        rows = list(reference(folder, case))
+        if case.tower == "image":
+            embed = getattr(model, "get_image_features", model)
+            rows = [embed(pixels).pooler_output for pixels in images(folder, case)]
+        else:
+            rows = [model.get_text_features(ids).pooler_output for ids in token_ids(folder, case)]
         vectors = torch.nn.functional.normalize(torch.cat(rows).double(), dim=-1)
     np.save(reference_file(folder, case), vectors.numpy())
 
 
-def image_reference(folder: Path, case: Case) -> Iterator[Any]:
+def images(folder: Path, case: Case) -> Iterator[Any]:
+    """Iterate over the photographs as transformers prepares them."""
+    import transformers
     from PIL import Image
-    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    model = CLIPVisionModelWithProjection.from_pretrained(folder / case.weights).eval()
-    processor = CLIPImageProcessorPil()
+    source = checkpoint(folder, case)
+    kind = json.loads((source / "preprocessor_config.json").read_text())["image_processor_type"]
+    processor = getattr(transformers, f"{kind}Pil").from_pretrained(source)
     for file in photographs(folder):
-        pixels = processor(images=[Image.open(file).convert("RGB")], return_tensors="pt")
-        yield model(pixels["pixel_values"]).image_embeds
+        opened = Image.open(file).convert("RGB")
+        yield processor(images=[opened], return_tensors="pt")["pixel_values"]
 
 
-def text_reference(folder: Path, case: Case) -> Iterator[Any]:
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+def token_ids(folder: Path, case: Case) -> Iterator[Any]:
+    """Iterate over the ids of the texts as transformers tokenises them."""
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
-    model = CLIPTextModelWithProjection.from_pretrained(folder / case.weights).eval()
-    content = json.loads((folder / case.weights / "tokenizer.json").read_text(encoding="utf-8"))
+    source = checkpoint(folder, case)
+    if case.model.startswith("siglip"):
+        padded = PreTrainedTokenizerFast.from_pretrained(source)
+        for text in texts():
+            given = {"padding": "max_length", "truncation": True, "max_length": 64}
+            yield padded(text.lower(), return_tensors="pt", **given)["input_ids"]
+        return
+    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     merges: Any = [
         tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in content["model"]["merges"]
     ]
     tokenizer = CLIPTokenizer(vocab=content["model"]["vocab"], merges=merges)
     for text in texts():
-        ids = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
-        yield model(**ids).text_embeds
+        yield tokenizer(text, truncation=True, max_length=77, return_tensors="pt")["input_ids"]
 
 
 def export(folder: Path, case: Case) -> None:
     """Export the case's program, and print what the exporter says of it."""
-    from aioembed.export.clip import ClipOptions, export_clip
+    from aioembed.export import ExportOptions, export_model
 
     given: dict[str, Any] = {**case._asdict(), "calibrate": folder / "calibrate"}
-    del given["weights"]
-    report = export_clip(folder / case.weights, folder / "program.pte", ClipOptions(**given))
+    del given["model"], given["weights"]
+    options = ExportOptions(**given)
+    report = export_model(checkpoint(folder, case), folder / "program.pte", options)
     print(f"{report}\n", file=sys.stderr)
     (folder / "report.json").write_text(json.dumps({"delegate_calls": report.delegate_calls}))
 
@@ -151,7 +192,7 @@ def embed(folder: Path, case: Case) -> None:
         if case.tower == "image":
             async with ImageEmbeddings(program) as images:
                 return [await images.forward(file) for file in photographs(folder)]
-        tokenizer = folder / case.weights / "tokenizer.json"
+        tokenizer = checkpoint(folder, case) / "tokenizer.json"
         async with TextEmbeddings(program, tokenizer=tokenizer, truncate="silent") as model:
             return [await model.forward(text) for text in texts()]
 
@@ -173,7 +214,7 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def reference_file(folder: Path, case: Case) -> Path:
-    return folder / f"{case.weights}-{case.tower}.npy"
+    return folder / f"{case.model}-{case.weights}-{case.tower}.npy"
 
 
 # The run
@@ -191,7 +232,7 @@ def run(step: str, folder: Path, case: Case) -> float:
 
 def measure(folder: Path, case: Case) -> Row:
     """Export a case's program, compare its vectors, and remove it."""
-    if not (folder / case.weights / "tokenizer.json").is_file():
+    if not (checkpoint(folder, case) / "tokenizer.json").is_file():
         run("make_checkpoint", folder, case)
     if not reference_file(folder, case).is_file():
         run("make_reference", folder, case)
@@ -223,7 +264,7 @@ def prepare(folder: Path, source: Path) -> None:
 
 def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in STEPS:
-        STEPS[sys.argv[1]](Path(sys.argv[2]), Case(*sys.argv[3:7]))
+        STEPS[sys.argv[1]](Path(sys.argv[2]), Case(*sys.argv[3:]))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photographs", type=Path, default=PHOTOGRAPHS)
@@ -232,13 +273,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object per row")
     options = parser.parse_args()
     missed = 0
-    with tempfile.TemporaryDirectory(prefix="clip-parity-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="export-parity-") as scratch:
         folder = options.folder or Path(scratch)
         prepare(folder, options.photographs)
         if not options.json:
-            print("| weights | tower | precision | norms | lowest cosine | largest difference "
+            print("| model | weights | tower | precision | norms | lowest cosine | difference "
                   "| inputs | alike | MB | export's peak GiB | delegate calls |")  # fmt: skip
-            print("|" + "---|" * 11)
+            print("|" + "---|" * 12)
         for case in CASES:
             if set(options.only) <= set(case):
                 row = measure(folder, case)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from aioembed.errors import AioembedError, InvalidConfig, shorten
-from aioembed.export.clip.shapes import TextShape
+from aioembed.export.families import TextShape
 from aioembed.images import SourcePolicy, decode, preprocess
-from aioembed.models import Preprocessing
+from aioembed.models import Preprocessing, Tokenization
 from aioembed.testing.scenes import draw_scenes, near_duplicates
 
 __all__ = ["image_samples", "text_samples"]
@@ -41,7 +41,7 @@ def image_samples(preprocessing: Preprocessing, folder: Path | None) -> Samples:
     return [(torch.from_numpy(preprocess(picture, preprocessing)),) for picture in pictures]
 
 
-def text_samples(shape: TextShape) -> Samples:
+def text_samples(shape: TextShape, tokenization: Tokenization | None = None) -> Samples:
     """Return texts of several lengths as a program's inputs, the same each time.
 
     Some are of random words. In others one word, or a few in turn, fill the text: all of its
@@ -49,12 +49,15 @@ def text_samples(shape: TextShape) -> Samples:
     Which words show it differs, so there are many of these.
     """
     generator = torch.Generator().manual_seed(0)
-    end = shape.end_of_text
+    end = shape.vocabulary - 1 if shape.end_of_text is None else shape.end_of_text
     start = end - 1
 
     def sample(length: int, different: int) -> tuple[Tensor, ...]:
         words = torch.randint(0, start, (different,), generator=generator).repeat(length)
-        return (torch.tensor([[start, *words[: length - 2].tolist(), end]], dtype=torch.int64),)
+        ids = [start, *words[: length - 2].tolist(), end]
+        if tokenization is not None:
+            ids += [tokenization.pad_id] * (shape.context_length - length)
+        return (torch.tensor([ids], dtype=torch.int64),)
 
     longest = shape.context_length
     texts = [sample(length, length) for length in sorted({min(n, longest) for n in _LENGTHS})]
