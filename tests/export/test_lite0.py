@@ -60,12 +60,21 @@ def test_the_module_computes_what_the_published_one_does(lite0: ModuleType) -> N
 
 
 @pytest.mark.export
-def test_the_shipped_program_can_be_rebuilt(
-    lite0: ModuleType, built: Lowered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_shipped_program_can_be_rebuilt_and_is_judged(
+    lite0: ModuleType,
+    built: Lowered,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lite0, "build", lambda: built)
     assert lite0.main(["--check"]) == 0
+    capsys.readouterr()
     assert lite0.main(["--out", str(tmp_path / "again.pte")]) == 0
+    report = capsys.readouterr().out
+    assert "EfficientNet-Lite0" in report
+    assert "operators outside: " in report
+    assert "cosine >= 0.99999" in report or "cosine >= 1.0" in report
     assert (tmp_path / "again.pte").read_bytes() == b"".join(built.parts)
 
 

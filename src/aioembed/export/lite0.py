@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from aioembed.errors import IntegrityError, MissingExtra
 from aioembed.export.lowering import Lowered, lower
+from aioembed.export.report import ExportReport
 from aioembed.models import Preprocessing, ProgramMetadata
 from aioembed.runtime import Program
 
@@ -31,6 +32,8 @@ try:
     import torch
     from torch import Tensor, nn
     from torch.nn import functional
+
+    from aioembed.export.samples import image_samples
 except ImportError as exc:
     raise MissingExtra("torch", "export") from exc
 
@@ -213,7 +216,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(path, content)
     built.write(path)
     print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")  # noqa: T201
+    print(report(path, built))  # noqa: T201
     return 0
+
+
+def report(path: Path, built: Lowered) -> ExportReport:
+    """Judge a program that was written, on drawn scenes, as `aioembed export` judges its own."""
+    module = Lite0.from_package()
+    samples = image_samples(LITE0_PREPROCESSING, None)
+    with torch.no_grad():
+        wanted = torch.cat([module(*sample) for sample in samples]).numpy()
+    given = [tuple(tensor.numpy() for tensor in sample) for sample in samples]
+    notes = [("model", "EfficientNet-Lite0")]
+    return ExportReport.of(path, built.delegation, given, wanted, notes=notes)
 
 
 def largest_difference(path: Path, pixels: npt.NDArray[np.float32]) -> float:
