@@ -26,12 +26,15 @@ import numpy as np
 from PIL import Image
 
 from aioembed.errors import AioembedError
-from aioembed.images import SourcePolicy, fetch, load_image, prepare
+from aioembed.images import IMAGE_FORMATS, SourcePolicy, fetch, load_image, prepare
 from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING
 
 MEMORY_LIMIT = 2 * 1024**3
 SLOWEST = 5.0
-POLICY = SourcePolicy.untrusted().allow(max_pixels=4_000_000, max_dimension=8192)
+POLICY = SourcePolicy.untrusted().allow(
+    max_pixels=4_000_000, max_dimension=8192, formats=IMAGE_FORMATS
+)
+TRUNCATED = POLICY.allow(truncated="allow")
 URIS = (
     "http://example.org/cat.png",
     "https://user:pw@example.org:443/a/b?c=d#e",
@@ -65,6 +68,13 @@ def seeds() -> dict[str, list[bytes]]:
         "BMP": [(rgb, {}), (rgb.convert("1"), {})],
         "TIFF": [(rgb, {}), (rgb, {"compression": "tiff_lzw"}), (rgb, {"compression": "jpeg"})],
         "AVIF": [(rgb, {"exif": exif.tobytes()}), (rgb.convert("RGBA"), {})],
+        "JPEG2000": [(rgb, {}), (rgb, {"no_jp2": True})],
+        "ICO": [(rgb, {}), (rgb, {"bitmap_format": "bmp"})],
+        "PPM": [(rgb, {}), (rgb.convert("1"), {}), (rgb.convert("F"), {})],
+        "TGA": [(rgb, {}), (rgb, {"compression": "tga_rle"})],
+        "PCX": [(rgb, {}), (rgb.quantize(16), {})],
+        "QOI": [(rgb, {}), (rgb.convert("RGBA"), {})],
+        "DIB": [(rgb, {})],
     }
     made: dict[str, list[bytes]] = {}
     for name, images in variants.items():
@@ -129,7 +139,8 @@ async def fuzz(images: int, uris: int, seed: int) -> int:
             name = names[index % len(names)]
             data = mutated(chance.choice(corpus[name]), chance)
             wanted = (RNE_PREPROCESSING, CLIP_PREPROCESSING)[index // len(names) % 2]
-            yield name, partial(prepare, data, wanted, policy=POLICY)
+            policy = TRUNCATED if chance.randrange(4) == 0 else POLICY
+            yield name, partial(prepare, data, wanted, policy=policy)
         for index in range(uris):
             text = mutated_uri(chance)
             if index % 10 == 0:
@@ -150,7 +161,7 @@ async def fuzz(images: int, uris: int, seed: int) -> int:
         except Exception as exc:  # noqa: BLE001 (what must not come is counted)
             outcome, bad = f"UNTYPED {type(exc).__name__}: {exc}", bad + 1
         slowest = max(slowest, time.perf_counter() - begin)
-        outcomes[f"{name:5} {outcome}"] += 1
+        outcomes[f"{name:8} {outcome}"] += 1
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:7} {outcome}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

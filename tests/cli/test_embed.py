@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from .conftest import Invoke
+from .conftest import SIDE, Invoke
 
 FORMATS = ["json", "npy", "csv"]
 
@@ -119,3 +121,38 @@ def test_a_model_may_be_given_by_path(invoke: Invoke, picture: Path) -> None:
     by_name = invoke("embed", picture, "--format", "npy")
     assert by_path.exit_code == 0
     assert by_path.stdout_bytes == by_name.stdout_bytes
+
+
+def test_more_pixels_can_be_allowed_or_fewer(invoke: Invoke, picture: Path) -> None:
+    refused = invoke("embed", picture, "--max-pixels", SIDE * SIDE - 1)
+    assert refused.exit_code == 1
+    assert "allow more with --max-pixels" in refused.stderr
+    assert "SourcePolicy" not in refused.stderr
+    assert invoke("embed", picture, "--max-pixels", SIDE * SIDE).exit_code == 0
+
+
+def test_urls_are_fetched_through_the_proxy_of_the_environment(
+    invoke: Invoke, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, asked = picture.read_bytes(), []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        result = invoke("embed", "http://intranet.invalid/cat.png")
+        proxy.shutdown()
+    assert result.exit_code == 0, result.stderr
+    assert asked == ["http://intranet.invalid/cat.png"]

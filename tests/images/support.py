@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import anyio
 import anyio.abc
 import httpcore
 import numpy as np
+from anyio.streams.tls import TLSListener
 from PIL import Image
 
 PUBLIC = "93.184.216.34"
@@ -66,12 +68,12 @@ class ToLoopback(httpcore.AnyIOBackend):
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Web]:
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
     web = Web(port)
 
-    async def serve(stream: anyio.abc.SocketStream) -> None:
+    async def serve(stream: anyio.abc.ByteStream) -> None:
         web.connections += 1
         async with stream:
             try:
@@ -92,7 +94,10 @@ async def serving() -> AsyncIterator[Web]:
                 return
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, serve)
+        tasks.start_soon(
+            (TLSListener(listener, tls, standard_compatible=False) if tls else listener).serve,
+            serve,
+        )
         yield web
         tasks.cancel_scope.cancel()
     await listener.aclose()

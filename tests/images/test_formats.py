@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -13,17 +14,27 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from aioembed.errors import (
     AioembedError,
     ImageDecodeError,
     ImageTooLarge,
+    InvalidConfig,
     InvalidUserInput,
     UnsupportedImageFormat,
 )
-from aioembed.images import SourcePolicy, decode, load_image, prepare
-from aioembed.models import RNE_PREPROCESSING
+from aioembed.images import (
+    ImageInput,
+    SourcePolicy,
+    decode,
+    in_rgb,
+    load_image,
+    prepare,
+    preprocess,
+)
+from aioembed.models import CLIP_PREPROCESSING, RNE_PREPROCESSING
 
 from .support import drawn, encoded
 
@@ -322,8 +333,8 @@ def test_promise_30_a_pillow_image_that_still_has_its_orientation_is_turned() ->
     anyio.run(main)
 
 
-def of_mode(image: Image.Image) -> np.ndarray:
-    """Decode an image as a lossless file where one has its mode, else as it is."""
+def of_mode(image: ImageInput) -> np.ndarray:
+    """Load an image as it is."""
     holder: list[np.ndarray] = []
 
     async def main() -> None:
@@ -404,7 +415,7 @@ def test_promise_31_icc_profiles_are_ignored() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_promise_31_samples_without_a_range_are_stretched_over_theirs(dtype: type) -> None:
-    values = (np.arange(61 * 47).reshape(47, 61) * 10 - 3000).astype(dtype)
+    values: np.ndarray = (np.arange(61 * 47).reshape(47, 61) * 10 - 3000).astype(dtype)
     expected = np.rint((values + 3000) * (255 / (61 * 47 * 10 - 10)))
     got = decode(encoded(Image.fromarray(values), "TIFF"), TRUSTED)
     assert np.array_equal(got, np.repeat(expected[..., None], 3, -1))
@@ -468,3 +479,211 @@ def test_what_is_no_input_at_all_is_refused() -> None:
             await load_image(5, policy=TRUSTED)  # type: ignore[arg-type]
 
     anyio.run(main)
+
+
+OTHER_FORMATS: dict[str, dict[str, Any]] = {
+    "JPEG2000": {},
+    "ICO": {"sizes": [(61, 47)]},
+    "PPM": {},
+    "TGA": {},
+    "PCX": {},
+    "QOI": {},
+    "DIB": {},
+    "MPO": {"quality": 95, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_formats_of_a_programs_own_files_decode_to_their_pixels(name: str) -> None:
+    data = encoded(drawn(), name, **OTHER_FORMATS[name])
+    got = decode(data, TRUSTED).astype(int)
+    assert np.abs(got - np.asarray(drawn()).astype(int)).max() <= (12 if name == "MPO" else 0)
+    if name != "MPO":  # which begins as a JPEG, and is one
+        with pytest.raises((UnsupportedImageFormat, ImageDecodeError)):
+            decode(data, UNTRUSTED)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_pgm_and_pbm_decode(mode: str) -> None:
+    image = drawn().convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode(encoded(image, "PPM"), TRUSTED), expected)
+
+
+@pytest.mark.parametrize("stray", [b"\x12\x34\x56", b"\0" * 9, b"\xff\xff\xff", b"\xff\0"])
+def test_stray_bytes_between_the_segments_of_a_jpeg_are_skipped(stray: bytes) -> None:
+    jpeg = encoded(drawn(), "JPEG", quality=92)
+    scan = jpeg.index(b"\xff\xda")
+    assert np.array_equal(decode(jpeg[:scan] + stray + jpeg[scan:], TRUSTED), decode(jpeg, TRUSTED))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tiff_tags_that_point_beyond_the_file_are_ignored_unless_needed() -> None:
+    for tag in (270, 305, 34377, 33723):
+        data = tiff_with_tag(tag, 10_000)
+        assert decode(data, TRUSTED).shape == (47, 61, 3)
+    with pytest.raises(ImageDecodeError):
+        decode(tiff_with_tag(273, 10_000), TRUSTED)
+
+
+def tiff_with_tag(tag: int, offset: int) -> bytes:
+    """An uncompressed TIFF, one of its tags pointing far away."""
+    pixels = np.asarray(drawn()).tobytes()
+    tags = {256: (4, 1, 61), 257: (4, 1, 47), 258: (3, 1, 8), 262: (3, 1, 2), 277: (3, 1, 3)}
+    tags |= {278: (4, 1, 47), 279: (4, 1, len(pixels)), 273: (4, 1, 300), tag: (4, 900, offset)}
+    directory = b"".join(struct.pack("<HHII", key, *tags[key]) for key in sorted(tags))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + directory + b"\0" * 4
+    bits = head.ljust(300, b"\0")
+    return bits + pixels
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True}), ("PNG", {}),
+    ("PNG", {"compress_level": 0}),
+])  # fmt: skip
+def test_what_is_left_of_a_truncated_image_is_taken_where_allowed(
+    name: str, options: dict[str, Any]
+) -> None:
+    scene = Image.effect_noise((200, 160), 40).convert("RGB")
+    complete = decode(encoded(scene, name, **options), TRUSTED)
+    data = encoded(scene, name, **options)
+    allowing = TRUSTED.allow(truncated="allow")
+    for short in (100, len(data) // 2):
+        with pytest.raises(ImageDecodeError, match='truncated="allow"') as caught:
+            decode(data[:-short], TRUSTED)
+        assert caught.value.rule == "truncated"
+        left = decode(data[:-short], allowing)
+        assert left.shape == complete.shape
+        if "progressive" not in options:
+            assert np.array_equal(left[:60], complete[:60])
+    assert np.array_equal(decode(data, allowing), complete)
+    with pytest.raises(ImageDecodeError):
+        decode(data[:40], allowing)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+XMP = (
+    "<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-"
+    "syntax-ns#'><rdf:Description xmlns:tiff='http://ns.adobe.com/tiff/1.0/' {}</rdf:RDF>"
+    "</x:xmpmeta>"
+)
+XMP_FORMS = [
+    'tiff:Orientation="6"/>',
+    "tiff:Orientation='6'/>",
+    'tiff:Orientation = "6"/>',
+    "><tiff:Orientation>6</tiff:Orientation></rdf:Description>",
+    "><tiff:Orientation> 6 </tiff:Orientation></rdf:Description>",
+]
+
+
+def with_xmp(name: str, xmp: bytes) -> bytes:
+    if name == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        return encoded(turned(6), "PNG", pnginfo=info)
+    if name == "TIFF":
+        return encoded(turned(6), "TIFF", tiffinfo={700: xmp})
+    return encoded(turned(6), name, xmp=xmp, **FORMATS[name])
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", XMP_FORMS)
+def test_promise_30_orientation_is_taken_from_xmp_where_exif_has_none(name: str, form: str) -> None:
+    data = with_xmp(name, XMP.format(form).encode())
+    expected = np.asarray(drawn()).astype(int)
+    for source in (data, Image.open(io.BytesIO(data))):
+        got = of_mode(source).astype(int)
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= (14 if name == "JPEG" else 0)
+
+
+def test_promise_30_exif_counts_before_xmp() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    xmp = XMP.format(XMP_FORMS[0]).encode()
+    data = encoded(drawn(), "WEBP", lossless=True, exif=exif.tobytes(), xmp=xmp)
+    assert np.array_equal(decode(data, TRUSTED), np.asarray(drawn()))
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_does_not_cost_the_image(name: str) -> None:
+    for exif in (b"Exif\0\0", b"Exif\0\0nothing", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"\0\1"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = encoded(drawn(), name, exif=exif, **FORMATS[name])
+            assert decode(data, TRUSTED).shape == (47, 61, 3)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("as_exif", [False, True])
+def test_heic_gives_the_vector_of_its_pixels(rotated: bool, as_exif: bool) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pytest.importorskip("pi_heif")
+    scene = drawn(320, 240)
+    made = scene.transpose(Image.Transpose.ROTATE_90) if rotated else scene
+    exif = Image.Exif()
+    exif[0x0112] = orientation = (
+        6 if rotated else 1
+    )  # the encoder makes a rotation property of either
+    options = {"xmp": XMP.format(f'tiff:Orientation="{orientation}"/>').encode()}
+    if as_exif:
+        options = {"exif": exif.tobytes()}
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(made).save(buffer, quality=95, **options)
+    tensors = [
+        preprocess(decode(data, TRUSTED), CLIP_PREPROCESSING).ravel()
+        for data in (buffer.getvalue(), encoded(scene, "PNG"))
+    ]
+    one, other = tensors
+    assert one @ other / (np.linalg.norm(one) * np.linalg.norm(other)) >= 0.999
+
+
+def test_heic_without_its_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    with pytest.raises(UnsupportedImageFormat, match=r"HEIC, as iPhones.*aioembed\[heif\]"):
+        decode(b"\0\0\0\x18ftypmif1" + b"\0\0\0\0heicmif1", TRUSTED)
+
+
+@pytest.mark.parametrize("array", [
+    np.arange(12, dtype=np.uint8).reshape(3, 4), np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+])  # fmt: skip
+def test_grey_arrays_are_images(array: np.ndarray) -> None:
+    assert np.array_equal(of_mode(array), np.repeat(array.reshape(3, 4, 1), 3, -1))
+
+
+def test_arrays_in_another_order_are_images() -> None:
+    rgb = np.asarray(drawn())
+    alpha = np.full((47, 61, 1), 9, np.uint8)
+    orders = {"RGB": rgb, "BGR": rgb[..., ::-1], "RGBA": np.concatenate((rgb, alpha), -1)}
+    orders["BGRA"] = np.concatenate((rgb[..., ::-1], alpha), -1)
+
+    async def main() -> None:
+        for name, array in orders.items():
+            got = await load_image(array, policy=TRUSTED, format=name)  # type: ignore[arg-type]
+            assert np.array_equal(got, rgb)
+            tensor = await prepare(in_rgb(array, name), RNE_PREPROCESSING, policy=TRUSTED)  # type: ignore[arg-type]
+            assert np.array_equal(tensor, preprocess(rgb, RNE_PREPROCESSING))
+        for source, order in ((rgb, "BGRA"), (orders["RGBA"], "BGR")):
+            with pytest.raises(InvalidUserInput, match="format="):
+                await load_image(source, policy=TRUSTED, format=order)  # type: ignore[arg-type]
+        with pytest.raises(InvalidConfig, match="goes with arrays"):
+            await load_image(drawn(), policy=TRUSTED, format="BGR")
+        with pytest.raises(InvalidConfig, match="one of RGB, BGR"):
+            await load_image(rgb, policy=TRUSTED, format="GBR")  # type: ignore[arg-type]
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("array", "remedy"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"\(array \* 255\)\.round\(\)\.astype\(np\.uint8\)"),
+        (np.zeros((4, 4, 3), np.uint16), r"array >> 8"),
+        (np.zeros((3, 8, 8), np.uint8), r"transpose\(1, 2, 0\)"),
+    ],
+)
+def test_arrays_that_are_nearly_images_get_the_line_that_converts_them(
+    array: np.ndarray, remedy: str
+) -> None:
+    with pytest.raises(InvalidUserInput, match=remedy):
+        preprocess(array, RNE_PREPROCESSING)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpcore
 import httpx
 import pytest
+import trustme
 
 from aioembed.errors import (
     ImageFetchFailed,
@@ -19,7 +22,15 @@ from aioembed.errors import (
     InvalidUserInput,
     SourceRefused,
 )
-from aioembed.images import PolicyTransport, SourcePolicy, fetch, is_public, load_image
+from aioembed.images import (
+    ImageFetcher,
+    PolicyTransport,
+    SourcePolicy,
+    fetch,
+    is_public,
+    load_image,
+)
+from aioembed.images.fetching import ImageClient
 from aioembed.images.guard import parse_address
 
 from .support import PUBLIC, ToLoopback, Web, resolver_of, serving
@@ -393,3 +404,167 @@ async def test_promise_38_impossible_ports_and_hosts_are_typed_errors(
                 url = f"http://127.0.0.1:{web.port}/to" if own else "http://good.example/to"
             with pytest.raises((SourceRefused, ImageFetchFailed)):
                 await get(url, http_client=client if own_client else None)  # type: ignore[misc]
+
+
+NO_ENCODINGS = [
+    "UTF-8",
+    "identity",
+    "none",
+    "binary",
+    "aws-chunked",
+    "",
+    "image/png",
+    "utf8, identity",
+]
+
+
+@pytest.mark.parametrize("encoding", NO_ENCODINGS)
+async def test_content_encodings_that_are_none_are_ignored(encoding: str) -> None:
+    async with serving() as web:
+        web.answer("/cat", b"pixels", f"Content-Encoding: {encoding}")
+        get, _ = fetching(web)
+        assert await get("http://good.example/cat") == b"pixels"  # type: ignore[misc]
+        small, _ = fetching(web, policy=UNTRUSTED.allow(max_bytes=3))
+        with pytest.raises(ImageTooLarge):
+            await small("http://good.example/cat")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("private", [address for address in NOT_PUBLIC if "%" not in address])
+async def test_promise_34_redirects_to_every_private_address_are_refused(private: str) -> None:
+    async with serving() as web:
+        host = f"[{private}]" if ":" in private else private
+        web.redirect("/cat", f"http://{host}/x")
+        get, backend = fetching(web)
+        with pytest.raises(SourceRefused) as caught:
+            await get("http://good.example/cat")  # type: ignore[misc]
+        assert caught.value.rule == "private_addresses"
+        assert backend.seen == [PUBLIC]
+
+
+async def test_the_next_address_is_tried_while_the_first_is_silent(web: Web) -> None:
+    web.answer("/cat", b"pixels")
+    silent = "2606:2800:220:1::9"
+
+    class FirstIsSilent(ToLoopback):
+        async def connect_tcp(
+            self, host: str, port: int, *options: Any, **named: Any
+        ) -> httpcore.AsyncNetworkStream:
+            if host == silent:
+                self.seen.append(host)
+                await anyio.sleep_forever()
+            return await super().connect_tcp(host, port, *options, **named)
+
+    names = {"good.example": [silent, "2606:2800:220:1::8", PUBLIC]}
+    backend = FirstIsSilent(web.port)
+    with anyio.fail_after(10):
+        got = await fetch(
+            "http://good.example/cat", UNTRUSTED, resolver=resolver_of(names), backend=backend
+        )
+    assert got == b"pixels"
+    assert backend.seen[:2] == [silent, PUBLIC]  # the other family is next
+
+
+async def test_when_no_address_answers_that_is_the_error(web: Web) -> None:
+    class AllDown(ToLoopback):
+        async def connect_tcp(
+            self, host: str, port: int, *options: Any, **named: Any
+        ) -> httpcore.AsyncNetworkStream:
+            self.seen.append(host)
+            raise httpcore.ConnectError("down")
+
+    names = {"good.example": [PUBLIC, "93.184.216.1", "2606:2800:220:1::1"]}
+    backend = AllDown(web.port)
+    with pytest.raises(ImageFetchFailed, match="down"):
+        await fetch("http://good.example/", UNTRUSTED, resolver=resolver_of(names), backend=backend)
+    assert sorted(backend.seen) == sorted(names["good.example"])
+
+
+async def test_the_callers_client_keeps_its_headers_and_ours_name_the_library(web: Web) -> None:
+    web.answer("/cat", b"pixels")
+    url = f"http://127.0.0.1:{web.port}/cat"
+    mine = {"User-Agent": "MyApp/1.0 (me@example.org)", "Accept": "image/png"}
+    async with httpx.AsyncClient(headers=mine) as client:
+        await fetch(url, SourcePolicy.trusted(), http_client=client)
+    await fetch(url, SourcePolicy.trusted())
+    theirs, ours = (request.lower() for request in web.requests)
+    assert "user-agent: myapp/1.0 (me@example.org)" in theirs
+    assert "accept: image/png" in theirs
+    assert "user-agent: aioembed/" in ours
+    assert "+https://" in ours
+
+
+async def test_a_client_that_fetches_no_images_is_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with httpx.AsyncClient() as client:
+        fetcher = ImageFetcher(UNTRUSTED, http_client=client)
+        for _ in range(3):
+            with pytest.raises(SourceRefused):
+                await fetcher.obtain("http://127.0.0.1/")
+    assert len([record for record in caplog.records if "http_client" in record.message]) == 1
+
+
+async def test_cookies_are_not_kept(web: Web) -> None:
+    web.answer("/cat", b"pixels", "Set-Cookie: id=1")
+    client = ImageClient(UNTRUSTED, resolver=resolver_of(NAMES), backend=ToLoopback(web.port))
+    for _ in range(2):
+        await client.get("http://good.example/cat")
+    await client.aclose()
+    assert not any("cookie" in request.lower() for request in web.requests)
+    assert web.connections == 1
+
+
+async def test_a_kept_connection_that_the_server_has_closed_is_replaced(web: Web) -> None:
+    web.answers["/cat"] = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npixels"  # then it closes
+    fetcher = ImageFetcher(SourcePolicy.trusted())
+    for _ in range(5):
+        assert await fetcher.obtain(f"http://127.0.0.1:{web.port}/cat") == b"pixels"
+    await fetcher.aclose()
+
+
+async def test_a_fetcher_can_be_used_again_after_it_was_closed(web: Web) -> None:
+    web.answer("/cat", b"pixels")
+    fetcher = ImageFetcher(SourcePolicy.trusted())
+    for _ in range(2):
+        assert await fetcher.obtain(f"http://127.0.0.1:{web.port}/cat") == b"pixels"
+        await fetcher.aclose()
+    assert web.connections == 2
+
+
+async def test_a_hundred_images_of_one_https_host_share_its_connections(
+    png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with serving(context) as web:
+        web.answer("/cat", png)
+        fetcher, at_once = ImageFetcher(SourcePolicy.trusted()), anyio.CapacityLimiter(8)
+
+        async def one() -> None:
+            async with at_once:
+                assert await fetcher.obtain(f"https://localhost:{web.port}/cat") == png
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(one)
+        await fetcher.aclose()
+        assert len(web.requests) == 100
+        assert web.connections <= 8
+
+
+async def test_proxies_of_the_environment_are_used_where_the_policy_says_so(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{web.port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    web.answer("http://intranet.invalid/cat", b"pixels")
+    policy = SourcePolicy.trusted()
+    url = "http://intranet.invalid/cat"
+    assert await fetch(url, policy.allow(environment_proxies=True)) == b"pixels"
+    with pytest.raises(ImageFetchFailed):
+        await fetch(url, policy)

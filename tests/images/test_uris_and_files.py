@@ -168,3 +168,89 @@ def test_a_policy_is_frozen_and_checks_what_it_is_given() -> None:
             UNTRUSTED.allow(**wrong)
     assert UNTRUSTED.allow(timeout=3).timeout == 3
     assert UNTRUSTED.allow(timeout=3) != UNTRUSTED == SourcePolicy.untrusted()
+
+
+def _forms(png: bytes) -> dict[str, ImageInput]:
+    text = base64.b64encode(png).decode()
+    safe = base64.urlsafe_b64encode(png).decode()
+    uri = "data:image/png;base64,"
+    return {
+        "without padding": text.rstrip("="),
+        "url-safe": safe,
+        "url-safe without padding": safe.rstrip("="),
+        "with blanks": " ".join((text[:50], text[50:])) + " \t\r\n\f",
+        "uri without padding": uri + text.rstrip("="),
+        "uri, url-safe": uri + safe,
+        "uri with a blank": "data:image/png; base64," + text,
+        "uri with blanks around": f"\n {uri}{text} \n",
+        "uri in capitals": uri.upper() + text,
+        "uri percent-encoded": uri + quote(text, safe=""),
+        "uri with parameters": "data:image/png;charset=utf-8;base64," + text,
+        "uri with a fragment": f"{uri}{text}#here",
+        "uri without a type": "data:;base64," + text,
+        "open file": io.BytesIO(png),
+    }
+
+
+@pytest.mark.parametrize("form", _forms(b""))
+@pytest.mark.parametrize("policy", [TRUSTED, UNTRUSTED], ids=["trusted", "not"])
+async def test_base64_is_read_as_browsers_do(form: str, policy: SourcePolicy, png: bytes) -> None:
+    padded = next(png + b"\0" * count for count in range(3) if len(png + b"\0" * count) % 3 == 1)
+    got = await load_image(_forms(padded)[form], policy=policy)
+    assert np.array_equal(got, np.asarray(drawn()))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "empty string"),
+        (" \n", "empty string"),
+        (b"", "0 bytes"),
+        (io.StringIO("text"), "mode 'rb'"),
+        (io.BytesIO(), "nothing left to read"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "pass it as str"),
+        ("a photo of a cat", "this model embeds images"),
+    ],
+)
+@pytest.mark.parametrize("policy", [TRUSTED, UNTRUSTED], ids=["trusted", "not"])
+async def test_what_is_nearly_an_image_gets_a_hint(
+    source: ImageInput, message: str, policy: SourcePolicy
+) -> None:
+    with pytest.raises(InvalidUserInput, match=message):
+        await load_image(source, policy=policy)
+
+
+async def test_bytes_that_are_base64_get_a_hint(png: bytes) -> None:
+    with pytest.raises(ImageDecodeError, match="b64decode"):
+        await load_image(base64.b64encode(png), policy=TRUSTED)
+
+
+async def test_open_files_keep_to_the_limits(folder: Path, png: bytes) -> None:
+    with (folder / "a cat.png").open("rb") as file:
+        assert np.array_equal(await load_image(file, policy=UNTRUSTED), np.asarray(drawn()))
+    with pytest.raises(FileReadFailed, match="closed"):
+        await load_image(file, policy=UNTRUSTED)
+    with pytest.raises(ImageTooLarge, match="max_bytes"):
+        await load_image(io.BytesIO(png), policy=UNTRUSTED.allow(max_bytes=10))
+
+    class Upload:
+        async def read(self, size: int = -1) -> bytes:
+            return png
+
+    with pytest.raises(InvalidUserInput, match="await"):
+        await load_image(Upload(), policy=UNTRUSTED)  # type: ignore[arg-type]
+
+
+async def test_reading_a_file_asks_for_what_it_has(folder: Path) -> None:
+    tracemalloc.start()
+    try:
+        await load_image(folder / "a cat.png", policy=TRUSTED)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_proxies_go_with_private_addresses_only() -> None:
+    assert TRUSTED.allow(environment_proxies=True).environment_proxies
+    with pytest.raises(InvalidConfig, match="environment_proxies"):
+        UNTRUSTED.allow(environment_proxies=True)

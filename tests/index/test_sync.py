@@ -431,10 +431,10 @@ async def test_hidden_files_trash_and_what_is_excluded_are_left_out(
 async def test_formats_that_are_not_read_are_counted(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
-    for name in ("1.HEIC", "2.heic", "3.CR2"):
+    for name in ("1.JXL", "2.jxl", "3.CR2"):
         (album / name).touch()
     report = await index.sync(album, model)
-    assert dict(report.unsupported) == {"heic": 2, "cr2": 1}
+    assert dict(report.unsupported) == {"jxl": 2, "cr2": 1}
     assert report.ignored == 4
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from aioembed import SourcePolicy
 from aioembed.errors import (
     AioembedError,
     BrokenInstallation,
@@ -123,10 +124,28 @@ def report_error(error: AioembedError, *, name: str = "", debug: bool = False) -
     """
     if debug:
         traceback.print_exception(error)
-    message = " ".join(str(error).split())
+    message = " ".join(_in_words_of_the_command(error).split())
     if name and name not in message:
         message = f"{name}: {message}"
     typer.echo(f"aioembed: error: {message}", err=True)
+
+
+_OPTIONS_OF_RULES = {"max_pixels": "allow more with --max-pixels"}
+
+
+def _in_words_of_the_command(error: AioembedError) -> str:
+    """Return an error's message; of a limit, with the option that changes it, if one does."""
+    if not isinstance(error, InvalidUserInput) or error.rule is None:
+        return str(error)
+    remedy = _OPTIONS_OF_RULES.get(error.rule, "")
+    problem = error.problem.replace("the source policy's", "the")
+    return f"{problem}: {remedy}" if remedy else problem
+
+
+def image_policy(max_pixels: int | None = None) -> SourcePolicy:
+    """Return what the commands accept as images: all of the user's own, through their proxies."""
+    policy = SourcePolicy.trusted().allow(environment_proxies=True)
+    return policy if max_pixels is None else policy.allow(max_pixels=max_pixels)
 
 
 def warn(message: str) -> None:
@@ -155,6 +174,16 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL.",
+    ),
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        metavar="N",
+        help="Most pixels of one image, 300 million where not given; each takes 4 bytes of memory.",
+        show_default=False,
     ),
 ]
 ThreadsOption = Annotated[

@@ -28,6 +28,7 @@ from . import ExitCode
 from .common import (
     DebugOption,
     ImagesArgument,
+    MaxPixelsOption,
     ModelOption,
     OutputOption,
     SimilarityFormat,
@@ -36,6 +37,7 @@ from .common import (
     check_output,
     error_record,
     guarded,
+    image_policy,
     render_table,
     report_error,
     shorten_middle,
@@ -241,6 +243,7 @@ def embed(
     ] = EmbeddingFormat.JSON,
     output: OutputOption = None,
     model: ModelOption = "efficientnet-lite0",
+    max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -252,7 +255,7 @@ def embed(
     """
     with guarded(debug):
         check_output(output, binary=form is EmbeddingFormat.NPY)
-        handle = ImageEmbeddings(model, threads=threads)
+        handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
         batch = anyio.run(partial(embed_with, handle, named_images(images)))
         write_result(encode_batch(batch, form), output)
         finish(batch, debug=debug)
@@ -284,6 +287,7 @@ def similarity(
     ] = SimilarityFormat.TABLE,
     output: OutputOption = None,
     model: ModelOption = "efficientnet-lite0",
+    max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -296,7 +300,7 @@ def similarity(
         if len(images) < 2:  # noqa: PLR2004  # a similarity is of two
             raise usage_error("similarity needs at least two images")
         check_output(output)
-        handle = ImageEmbeddings(model, threads=threads)
+        handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
         batch = anyio.run(partial(embed_with, handle, named_images(images)))
         write_result(_encode(batch, form, plain=output is not None), output)
         finish(batch, debug=debug)

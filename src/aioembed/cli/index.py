@@ -25,6 +25,7 @@ from aioembed.errors import IndexFileError
 from . import ExitCode
 from .common import (
     DebugOption,
+    MaxPixelsOption,
     ModelOption,
     OutputOption,
     SimilarityFormat,
@@ -32,6 +33,7 @@ from .common import (
     base_names,
     check_output,
     guarded,
+    image_policy,
     render_table,
     to_csv,
     to_json,
@@ -83,6 +85,7 @@ def index(
         bool, typer.Option("--prune", help="Remove pictures that are gone, however many.")
     ] = False,
     model: ModelOption = "efficientnet-lite0",
+    max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -95,7 +98,7 @@ def index(
     they stay in the index, and the exit code is 1, unless --prune is given.
     """
     with guarded(debug):
-        handle = ImageEmbeddings(model, threads=threads)
+        handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
         with _following(form) as on_progress:
             report, errors = anyio.run(_sync, folder, index_file, handle, prune, on_progress)
         write_result(_encode_report(report, errors, form), None)
@@ -147,7 +150,7 @@ def search(
             raise IndexFileError(f"there is no index {str(index_file)!r}: make it with `index DIR`")
         if text_model is None:
             (named,) = named_images([query])
-            pictures = ImageEmbeddings(model, threads=threads)
+            pictures = ImageEmbeddings(model, threads=threads, source_policy=image_policy())
             hits = anyio.run(_search, index_file, pictures, named.image, count)
         else:
             words = TextEmbeddings(text_model, threads=threads)

@@ -38,9 +38,9 @@ from .headers import (
     MeteredFile,
     check_compressed_text,
     check_scans,
-    check_strips,
     image_format,
     orientation_of,
+    usable_tiff,
     webp_size,
 )
 from .policy import ImageFormat, SourcePolicy
@@ -216,7 +216,7 @@ def open_encoded(data: bytes, policy: SourcePolicy) -> EncodedImage:
         if name == "WEBP":
             _check_cost(webp_size(data), _BYTES_OF_WEBP, name, policy)
         elif name == "TIFF":
-            check_strips(data)
+            data = usable_tiff(data)
         elif name == "PNG":
             check_compressed_text(data)
         elif name == "JPEG" and policy.truncated == "allow":
@@ -314,8 +314,7 @@ def _decoder(name: ImageFormat) -> type[ImageFile.ImageFile]:
         decoder: type[ImageFile.ImageFile] = getattr(import_module(module), attribute)
     except ImportError as exc:
         raise UnsupportedImageFormat(
-            "a HEIC image, as iPhones make it, is decoded with an extra: pip install "
-            '"aioembed[heif]"'
+            'HEIC, as iPhones make it, is read with an extra: pip install "aioembed[heif]"'
         ) from exc
     return decoder
 

@@ -21,10 +21,10 @@ __all__ = [
     "MeteredFile",
     "check_compressed_text",
     "check_scans",
-    "check_strips",
     "image_format",
     "looks_like_image",
     "orientation_of",
+    "usable_tiff",
     "webp_size",
 ]
 
@@ -81,6 +81,8 @@ _MOST_TEXTS = 1000
 _MOST_SCANS = 256
 _MOST_STRIPS = 65_536
 _MOST_TAGS = 4096
+_STRIP_TAGS = (273, 324)
+_BYTES_OF_TYPE = dict(enumerate((0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)))
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>\s*)([1-8])")
@@ -287,27 +289,37 @@ def check_scans(jpeg: bytes, first_scan: int, sequential: int) -> None:
         position = found.end() + max(length, 1)
 
 
-def check_strips(tiff: bytes) -> None:
-    """Refuse a TIFF of more strips or tiles than any program writes: each becomes an object.
+def usable_tiff(data: bytes) -> bytes:
+    """Return a TIFF without the tags that point beyond it, which would end Pillow's reading.
 
     Source: TIFF 6.0, section 2, and the BigTIFF design (43 instead of 42, 8-byte fields).
 
     Raises:
-        ImageTooLarge: There are more than 65,536.
+        ImageTooLarge: It has more than 65,536 strips or tiles: each becomes an object.
     """
-    order = ">" if tiff[:1] == b"M" else "<"
-    is_big = _BIG_TIFF in tiff[2:4]
+    order = ">" if data[:1] == b"M" else "<"
+    is_big = _BIG_TIFF in data[2:4]
+    beyond: list[int] = []
     try:
-        (place,) = struct.unpack_from(order + ("Q" if is_big else "I"), tiff, 8 if is_big else 4)
-        (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), tiff, place)
+        (place,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, place)
         place += 8 if is_big else 2
         entry = struct.Struct(order + ("HHQQ" if is_big else "HHII"))
         for at in range(place, place + min(count, _MOST_TAGS) * entry.size, entry.size):
-            tag, _kind, items, _value = entry.unpack_from(tiff, at)
-            if tag in (273, 324) and items > _MOST_STRIPS:
+            tag, kind, items, value = entry.unpack_from(data, at)
+            if tag in _STRIP_TAGS and items > _MOST_STRIPS:
                 raise _metadata_refused(f"a TIFF with more than {_MOST_STRIPS} strips or tiles")
+            size = items * _BYTES_OF_TYPE.get(kind, 0)
+            if size > (8 if is_big else 4) and value + size > len(data):
+                beyond.append(at)
     except (struct.error, OverflowError):
-        return  # its directory does not lie within the file, which Pillow will find too
+        pass  # the directory does not lie within the file, which Pillow will find too
+    if not beyond:
+        return data
+    usable = bytearray(data)
+    for at in beyond:
+        usable[at + 2 : at + 4] = b"\0\0"  # of no type, which readers skip
+    return bytes(usable)
 
 
 def _metadata_refused(problem: str) -> ImageTooLarge:

@@ -307,7 +307,12 @@ def _open(source: ImageInput, policy: SourcePolicy) -> Stored:
         return stored
     if isinstance(source, Image.Image):
         return from_pillow(source, policy)
-    return open_encoded(_bytes_of(source, policy), policy).load()
+    data = _bytes_of(source, policy)
+    if not looks_like_image(data) and _begins_as_image(data[:_HEAD_CHARACTERS]):
+        raise ImageDecodeError(
+            "these bytes are an image in base64: pass base64.b64decode(...) of them, or a str"
+        )
+    return open_encoded(data, policy).load()
 
 
 def _bytes_of(source: object, policy: SourcePolicy) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -32,11 +33,13 @@ R = TypeVar("R")
 ALWAYS_EXCLUDED = (".*", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 """Names that are never looked at: hidden ones, those of macOS and of network storage, trash."""
 
+_HEIF = frozenset(("heic", "heif", "hif"))
 _SUFFIXES = frozenset(
-    "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif".split()  # noqa: SIM905
-)
-_UNSUPPORTED = frozenset(
-    "heic heif jxl jp2 psd raw dng cr2 cr3 nef arw orf rw2 raf pef srw svg".split()  # noqa: SIM905
+    "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif".split()  # noqa: SIM905
+    + "jp2 j2k jpx ico ppm pgm pbm pnm qoi pcx tga".split()  # noqa: SIM905
+) | (_HEIF if find_spec("pi_heif") else frozenset())
+_UNSUPPORTED = _HEIF | frozenset(
+    "jxl psd raw dng cr2 cr3 nef arw orf rw2 raf pef srw svg".split()  # noqa: SIM905
 )
 _SCAN_BATCH = 200
 _COMMIT_BATCH = 32
