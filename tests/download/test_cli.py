@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from aioembed.cli.cache import cache_app
 from aioembed.cli.download import download
+from aioembed.cli.models import models
 from aioembed.download import Cache, Fetcher, Resource
 
 
@@ -24,6 +25,7 @@ from aioembed.download import Cache, Fetcher, Resource
 def invoke() -> Callable[..., Result]:
     app = typer.Typer()
     app.command()(download)
+    app.command()(models)
     app.add_typer(cache_app)
 
     def run(*arguments: object) -> Result:
@@ -95,6 +97,26 @@ def test_delete_by_name_by_url_and_all(invoke: Any, cached: Any) -> None:
     assert invoke("cache", "delete", cached[1].url).exit_code == 0
     assert not cached[1].path.exists()
     assert invoke("cache", "delete", "--all").exit_code == 0
+
+
+def test_pin_writes_the_hashes_of_what_is_downloaded(
+    invoke: Any, cached: Any, tmp_path: Path
+) -> None:
+    target = tmp_path / "pins.json"
+    assert invoke("models", "--pin", target).exit_code == 0
+    pins = json.loads(target.read_text())
+    assert pins == {
+        file.url: {"url": file.url, "sha256": file.sha256, "size_bytes": file.size}
+        for file in cached
+    }
+
+
+def test_a_download_of_another_hash_than_the_pinned_one_is_refused(
+    invoke: Any, cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert invoke("download", cached[0].url, "--sha256", cached[0].sha256).exit_code == 0
+    assert invoke("download", cached[0].url, "--sha256", "0" * 64).exit_code == 4
 
 
 def test_prune_to_a_size(invoke: Any, cached: Any) -> None:
