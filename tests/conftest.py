@@ -12,9 +12,10 @@ _PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "images"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what the tests cache out of the user's own folder."""
+    """Keep what the tests cache and index out of the user's own folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIOEMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from .conftest import SIDE, Invoke
+from .conftest import SIDE, Invoke, RunProcess
 
 FORMATS = ["json", "npy", "csv"]
 
@@ -156,3 +159,67 @@ def test_urls_are_fetched_through_the_proxy_of_the_environment(
         proxy.shutdown()
     assert result.exit_code == 0, result.stderr
     assert asked == ["http://intranet.invalid/cat.png"]
+
+
+def test_folders_and_lists_are_embedded(
+    invoke: Invoke, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / ".hidden.png").write_bytes(pictures[0].read_bytes())
+    (tmp_path / "notes.txt").write_text("no picture")
+    by_folder = invoke("embed", tmp_path)
+    names = [result["input"] for result in json.loads(by_folder.stdout)["results"]]
+    assert names == [str(path) for path in pictures]
+
+    listed = "".join(f"{path}\n" for path in pictures).encode()
+    for arguments, stdin in (
+        (("--files-from", "-"), listed),
+        (("--files-from", "-", "-0"), listed.replace(b"\n", b"\0")),
+    ):
+        result = invoke("embed", *arguments, stdin=stdin)
+        assert (result.exit_code, result.stdout) == (0, by_folder.stdout)
+
+
+def test_one_impossible_name_of_many_fails_alone(
+    run_process: RunProcess, picture: Path, tmp_path: Path
+) -> None:
+    names = [os.fsencode(picture), b"\xff" + b"x" * 5000, os.fsencode(picture)]
+    done = run_process("embed", "--files-from", "-", "-f", "npy", stdin=b"\n".join(names))
+    rows = np.load(io.BytesIO(done.stdout))
+    assert done.returncode == 1
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_an_input_is_never_overwritten(
+    invoke: Invoke, pictures: list[Path], tmp_path: Path
+) -> None:
+    content = pictures[0].read_bytes()
+    link = tmp_path / "link.png"
+    link.symlink_to(pictures[0])
+    for command, output in (("embed", pictures[0]), ("embed", link), ("similarity", pictures[0])):
+        result = invoke(command, *pictures, "--output", output)
+        assert result.exit_code == 5
+        assert "one of the inputs" in result.stderr
+        assert pictures[0].read_bytes() == content
+    for name in ("folder.png/x.npy", ".part"):
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("command", ["embed", "models", "similarity"])
+def test_results_that_cannot_be_written_are_one_line(pictures: list[Path], command: str) -> None:
+    arguments = [] if command == "models" else [str(path) for path in pictures]
+    for redirect in ("> /dev/full", ">&-"):
+        line = f'exec "$0" -m aioembed "$@" {redirect}'
+        done = subprocess.run(
+            ["bash", "-c", line, sys.executable, command, *arguments],
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 5, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_call_without_inputs_says_so(invoke: Invoke) -> None:
+    for arguments in (("embed",), ("embed", "")):
+        assert invoke(*arguments).exit_code == 2

@@ -8,14 +8,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aioembed import EmbeddingSpace
-from aioembed.cli.index import _line_writer
+from aioembed import EmbeddingSpace, ImageEmbeddings
+from aioembed.cli.index import IndexFormat, _line_writer, _Run
 from aioembed.index import EmbeddingIndex, SyncReport
 
+from ..programs import TINY_IMAGE_PROGRAM
 from .conftest import Invoke, RunProcess
 
 
@@ -167,3 +169,100 @@ def test_the_commands_run_as_a_process(run_process: RunProcess, pictures: list[P
     done = run_process("search", "-", stdin=pictures[1].read_bytes())
     assert done.returncode == 0
     assert done.stdout.splitlines()[1].endswith(b"picture-1.png")
+
+
+def test_search_needs_no_model_and_shows_paths_from_here(
+    invoke: Invoke, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own index remembers the model; nothing is embedded for an indexed picture."""
+    folder = pictures[0].parent
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
+    monkeypatch.chdir(folder.parent)
+    assert invoke("index", folder, "--model", TINY_IMAGE_PROGRAM).exit_code == 0
+    result = invoke("search", pictures[1], "--format", "paths", "-k", 1)
+    assert result.stdout == f"{folder.name}/picture-1.png\n"
+    result = invoke("search", pictures[1], "--format", "paths", "-0", "--min-similarity", 0.9999)
+    assert result.stdout == f"{folder.name}/picture-1.png\0"
+    info = json.loads(invoke("index", "--info", "--format", "json").stdout)
+    assert info["pictures"] == 3
+    assert info["folders"] == [str(folder)]
+    result = invoke("search", pictures[0], "--model", "efficientnet-lite0")
+    assert result.exit_code == 7
+    assert "efficientnet-lite0" in result.stderr
+
+
+def test_words_without_a_text_model_are_explained(
+    invoke: Invoke, pictures: list[Path], index_file: Path
+) -> None:
+    _index(invoke, pictures[0].parent, index_file)
+    result = invoke("search", "a cat on a sofa", "--index", index_file)
+    assert result.exit_code == 1
+    assert "no text model" in result.stderr
+    result = invoke("search", "missing.png", "--index", index_file)
+    assert "no such file" in result.stderr
+
+
+def test_folders_are_forgotten_and_all_are_brought_up_to_date(
+    invoke: Invoke, pictures: list[Path], index_file: Path
+) -> None:
+    folder = pictures[0].parent
+    for number, picture in enumerate(pictures[:2]):
+        (folder / f"{number}").mkdir()
+        picture.rename(folder / f"{number}" / picture.name)
+        _index(invoke, folder / f"{number}", index_file)
+    both = json.loads(invoke("index", "-i", index_file, "-f", "json").stdout)
+    assert both["unchanged"] == 2
+    (folder / "0").rename(folder / "2")
+    result = invoke("index", folder / "0", "-i", index_file)
+    assert result.exit_code == 1
+    assert f"--forget {folder / '0'}" in result.stderr
+    assert invoke("index", folder / "0", "--forget", "-i", index_file).exit_code == 0
+    assert invoke("index", "-i", index_file, "-f", "json").exit_code == 0
+    assert invoke("index", "--forget", "-i", index_file).exit_code == 2
+
+
+def test_duplicates_are_shown_in_groups(
+    invoke: Invoke, pictures: list[Path], index_file: Path
+) -> None:
+    folder = pictures[0].parent
+    (folder / "copy.png").write_bytes(pictures[0].read_bytes())
+    _index(invoke, folder, index_file)
+    result = invoke("duplicates", folder, "-i", index_file, "--above", 0.9999, "-f", "paths")
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["copy.png", "picture-0.png"]
+    table = invoke("duplicates", folder, "-i", index_file, "--above", 0.9999).stdout
+    assert table.endswith("1 groups of 2 pictures\n")
+    result = invoke("duplicates", folder / "none", "-i", index_file)
+    assert result.exit_code == 1
+    assert "aioembed index" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100), "is not an index"),
+        (lambda path: path.mkdir(), "album.db"),
+    ],
+    ids=["a picture", "a folder"],
+)
+def test_what_is_not_an_index_is_left_alone(
+    invoke: Invoke,
+    picture: Path,
+    index_file: Path,
+    make: Callable[[Path], object],
+    words: str,
+) -> None:
+    make(index_file)
+    for arguments in (("search", picture), ("index", picture.parent), ("index", "--info")):
+        result = invoke(*arguments, "--index", index_file)
+        assert result.exit_code == 7
+        assert words in result.stderr
+        assert "delete" not in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_index_says_what_is_kept() -> None:
+    run = _Run(None, None, None, IndexFormat.TABLE, prune=False)
+    assert "before anything" in run.describe_interruption()
+    with run._following(ImageEmbeddings()) as follow:
+        follow(SyncReport(total=2000, embedded=1200, is_scanning=False))
+    assert "1,200 of 2,000 pictures are indexed and kept" in run.describe_interruption()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from aioembed import ImageEmbeddings, ModelState, Status
 from aioembed.cli.embed import embed_all, named_images
-from aioembed.cli.progress import ProgressLine, describe_download
+from aioembed.cli.progress import Pace, ProgressLine, describe_download, describe_seconds
 
 from ..programs import TINY_IMAGE
 
@@ -58,7 +58,7 @@ def test_a_terminal_shows_the_states_and_the_count(pictures: list[Path]) -> None
                 console.print("done")
 
     anyio.run(run)
-    assert "embedding: 3 of 3 done" in screen.getvalue()
+    assert "embedding: 3 of 3 (100 %)" in screen.getvalue()
 
 
 def test_what_is_no_terminal_shows_nothing(pictures: list[Path]) -> None:
@@ -72,3 +72,21 @@ def test_what_is_no_terminal_shows_nothing(pictures: list[Path]) -> None:
 
     anyio.run(run)
     assert screen.getvalue() == ""
+
+
+def test_the_pace_tells_rate_and_time_left_of_what_took_work() -> None:
+    seconds = 0.0
+    pace = Pace(lambda: seconds)
+    assert pace.describe(900, 1000, 0) == "900 of 1,000 (90 %)"
+    seconds = 10.0
+    assert pace.describe(920, 1000, 20) == "920 of 1,000 (92 %), 2.0/s, 40 s left"
+    seconds = 20.0
+    assert pace.describe(1000, 1000, 100) == "1,000 of 1,000 (100 %), 5.0/s"
+    assert pace.describe(0, 0, 0) == "0 of 0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "0 s"), (59.4, "59 s"), (221, "3 min 41 s"), (7300, "2 h 1 min")]
+)
+def test_durations_are_described(seconds: float, words: str) -> None:
+    assert describe_seconds(seconds) == words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -15,7 +17,7 @@ from .doctor import doctor
 from .download import download
 from .embed import embed, similarity
 from .export import export
-from .index import index, search
+from .index import duplicates, index, search
 from .models import models
 from .serve import serve
 
@@ -31,6 +33,16 @@ app = typer.Typer(
 )
 
 
+class LogLevel(StrEnum):
+    """From which level on the log is shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -39,14 +51,32 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  # its callback has shown it
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help="Show the log on stderr, from this level on.", show_default=False),
+    ] = None,
 ) -> None:
     """Embed images on this machine's CPU; results on stdout, everything else on stderr."""
+    if log_level is not None:
+        logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
 
 
-for _command in (demo, embed, similarity, index, search, models, download, export, serve, doctor):
+for _command in (
+    demo,
+    embed,
+    similarity,
+    index,
+    search,
+    duplicates,
+    models,
+    download,
+    export,
+    serve,
+    doctor,
+):
     app.command()(_command)
 app.add_typer(cache_app, name="cache")

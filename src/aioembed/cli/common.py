@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
@@ -32,25 +34,34 @@ from aioembed.errors import (
     MissingExtra,
     ResourceError,
 )
+from aioembed.models import EFFICIENTNET_LITE0, MODELS
 
 from . import ExitCode
 
 __all__ = [
+    "DEFAULT_MODEL",
     "EXIT_CODE_HELP",
     "DebugOption",
     "ImagesArgument",
+    "IndexModelOption",
     "ListingFormat",
+    "MaxPixelsOption",
     "ModelOption",
     "OutputOption",
     "SimilarityFormat",
+    "TextModelOption",
     "ThreadsOption",
     "base_names",
     "check_output",
+    "complete_paths",
+    "discard_stdout",
     "error_record",
     "exit_code_of",
     "guarded",
+    "image_policy",
     "render_table",
     "report_error",
+    "result_writer",
     "shorten_middle",
     "to_csv",
     "to_json",
@@ -101,13 +112,13 @@ def guarded(debug: bool) -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except AioembedError as error:
         report_error(error, debug=debug)
         raise typer.Exit(exit_code_of(error)) from error
     except BrokenPipeError as exc:
-        # What is still buffered must not fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise typer.Exit(ExitCode.CLOSED_PIPE) from exc
     except KeyboardInterrupt as exc:
         warn("interrupted")
@@ -159,14 +170,25 @@ def usage_error(message: str) -> typer.Exit:
     return typer.Exit(ExitCode.USAGE)
 
 
-ImagesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IMAGE",
-        help="Paths, https:, http:, file: or data: URIs; - reads one image from stdin.",
-        show_default=False,
-    ),
-]
+DEFAULT_MODEL = EFFICIENTNET_LITE0.name
+
+
+def _model_names(incomplete: str) -> list[str]:
+    return [name for name in MODELS if name.startswith(incomplete)] or complete_paths(incomplete)
+
+
+def complete_paths(incomplete: str) -> list[str]:
+    """Return the files and folders that begin with what was typed, for a shell's completion."""
+    found = sorted(glob.glob(f"{glob.escape(incomplete)}*"))  # noqa: PTH207  # keeps ./ and ~
+    return [f"{path}/" if os.path.isdir(path) else path for path in found]  # noqa: PTH112
+
+
+ImagesArgument = typer.Argument(
+    metavar="IMAGE",
+    help="Paths, folders, https:, http:, file: or data: URIs; - reads one image from stdin.",
+    show_default=False,
+    autocompletion=complete_paths,
+)
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -174,6 +196,28 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL.",
+        autocompletion=_model_names,
+    ),
+]
+IndexModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="As for `embed`; the one that the index was made with where not given.",
+        autocompletion=_model_names,
+        show_default=False,
+    ),
+]
+TextModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-model",
+        metavar="MODEL",
+        help="Finds the pictures by words; the index remembers it.",
+        autocompletion=_model_names,
+        show_default=False,
     ),
 ]
 MaxPixelsOption = Annotated[
@@ -212,44 +256,111 @@ OutputOption = Annotated[
 ]
 
 
-def check_output(output: Path | None, *, binary: bool = False) -> None:
+def check_output(
+    output: Path | None, *, binary: bool = False, inputs: Iterable[object] = ()
+) -> None:
     """Refuse an output that cannot work, before any work is done.
 
     Args:
         output: The file, or None for stdout.
-        binary: Whether what will be written is no text.
+        binary: Whether what will be written is not text.
+        inputs: What is read, among it paths; none of those may be the output.
 
     Raises:
-        typer.Exit: The output is a terminal for binary results, or no file can be made there.
+        typer.Exit: The output is closed, is a terminal for binary results, is one of the inputs,
+            or no file can be made there.
     """
     if output is None:
+        if sys.stdout is None:
+            warn("error: stdout is closed: the results have nowhere to go; use --output FILE")
+            raise typer.Exit(ExitCode.OUTPUT)
         if binary and sys.stdout.isatty():
             raise usage_error("these results are binary: use --output FILE, or redirect stdout")
         return
     if output.is_dir() or not output.parent.is_dir() or not _writable(output):
         raise unwritable(output, "no file can be written there")
+    if output.exists() and any(_is_same(output, one) for one in inputs if isinstance(one, Path)):
+        raise unwritable(output, "it is one of the inputs")
 
 
 def write_result(result: bytes, output: Path | None) -> None:
-    """Write results.
+    """Write all results at once.
 
     Args:
         result: All of it.
         output: The file, or None for stdout.
 
     Raises:
-        typer.Exit: The file cannot be written.
+        typer.Exit: They cannot be written.
         BrokenPipeError: The reader of stdout went away.
     """
-    if output is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(result)
-        sys.stdout.buffer.flush()
-        return
+    with result_writer(output) as write:
+        write(result)
+
+
+@contextmanager
+def result_writer(output: Path | None) -> Iterator[Callable[[bytes], None]]:
+    """Return what writes results as they come.
+
+    A file gets its name when all of it is written: until then it is NAME.part.
+
+    Args:
+        output: The file, or None for stdout.
+
+    Raises:
+        typer.Exit: They cannot be written.
+        BrokenPipeError: The reader of stdout went away.
+    """
+    check_output(output)
     try:
-        output.write_bytes(result)
+        if output is None:
+            sys.stdout.flush()
+            yield _write_to_stdout
+            sys.stdout.buffer.flush()
+        elif output.exists() and not output.is_file():  # a device, a pipe
+            with output.open("wb") as file:
+                yield partial(_write_to, file)
+        else:
+            unfinished = output.with_name(f"{output.name}.part")
+            with unfinished.open("wb") as file:
+                yield partial(_write_to, file)
+            unfinished.replace(output)
+    except BrokenPipeError:
+        raise
+    except _WriteFailed as exc:
+        discard_stdout()
+        raise unwritable(output or Path("stdout"), str(exc)) from exc
+
+
+class _WriteFailed(Exception):
+    """The system's words for why results cannot be written."""
+
+
+def _write_to_stdout(part: bytes) -> None:
+    _write_to(sys.stdout.buffer, part)
+
+
+def _write_to(file: BinaryIO, part: bytes) -> None:
+    try:
+        file.write(part)
+        file.flush()
+    except BrokenPipeError:
+        raise
     except OSError as exc:
-        raise unwritable(output, exc.strerror or str(exc)) from exc
+        raise _WriteFailed(exc.strerror or str(exc)) from exc
+
+
+def discard_stdout() -> None:
+    """Let what is still buffered not fail once more when the interpreter ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_same(output: Path, other: Path) -> bool:
+    try:
+        return output.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def _writable(output: Path) -> bool:
@@ -257,7 +368,7 @@ def _writable(output: Path) -> bool:
 
 
 def unwritable(output: Path, reason: str) -> typer.Exit:
-    """Say on stderr that a path cannot be written, and return the exit to raise."""
+    """Say on stderr that results cannot be written, and return the exit to raise."""
     warn(f"error: cannot write {str(output)!r}: {reason}; give another path")
     return typer.Exit(ExitCode.OUTPUT)
 
@@ -306,13 +417,19 @@ def render_table(table: Table, *, wrap: bool = False, plain: bool = False) -> by
             need to be.
         plain: Never colour it.
     """
-    console = Console(file=sys.stdout, no_color=plain, force_terminal=False if plain else None)
+    stdout = Console(file=sys.stdout)
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=stdout.width,
+        no_color=plain,
+        force_terminal=stdout.is_terminal and not plain,
+    )
     if not wrap:
         unbounded = console.options.update(max_width=_UNBOUNDED)
         console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
-    with console.capture() as capture:
-        console.print(table)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()).encode()
+    console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()).encode()
 
 
 def base_names(names: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from aioembed import ImageEmbeddings, Status, cosine_similarity
 from aioembed.testing.scenes import draw_scenes, near_duplicates
 
 from .common import (
+    DEFAULT_MODEL,
     DebugOption,
     ModelOption,
     ThreadsOption,
@@ -111,7 +112,7 @@ class _Embedded(NamedTuple):
 
 def demo(
     *,
-    model: ModelOption = "efficientnet-lite0",
+    model: ModelOption = DEFAULT_MODEL,
     threads: ThreadsOption = None,
     save: Annotated[
         Path | None,

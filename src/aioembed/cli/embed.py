@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import anyio
 import numpy as np
@@ -21,11 +23,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from aioembed import ImageEmbeddings, ImageInput, cosine_similarity
+from aioembed import ImageEmbeddings, ImageInput, Ok, cosine_similarity
 from aioembed.errors import AioembedError
+from aioembed.index.folder import Unreadable, Visit, walk
 
 from . import ExitCode
 from .common import (
+    DEFAULT_MODEL,
     DebugOption,
     ImagesArgument,
     MaxPixelsOption,
@@ -40,6 +44,7 @@ from .common import (
     image_policy,
     render_table,
     report_error,
+    result_writer,
     shorten_middle,
     to_csv,
     to_json,
@@ -49,13 +54,14 @@ from .common import (
 )
 from .progress import ProgressLine
 
-__all__ = ["Batch", "NamedImage", "Outcome", "embed", "embed_all", "named_images", "similarity"]
+__all__ = ["NamedImage", "Outcome", "embed", "embed_all", "is_uri", "named_images", "similarity"]
 
 STDIN = "-"
 _IN_FLIGHT = 8
 _URI = re.compile(r"(?i)(data|file):|[a-z][a-z0-9+.-]+://")
 _LONGEST_NAME = 200
 _NAME_WIDTH = 24
+_DECIMALS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class NamedImage:
     """An image to embed and what the results call it."""
 
     name: str
-    image: ImageInput
+    image: ImageInput = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,60 +83,89 @@ class Outcome:
     """
 
     name: str
-    embedding: NDArray[np.float32] | None = None
+    embedding: NDArray[np.float32] | None = field(default=None, repr=False)
     error: AioembedError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The outcomes of one run, in the order of the inputs.
-
-    Attributes:
-        model: Name of the model.
-        space_id: Of the space the vectors live in.
-        dim: Values per vector.
-        outcomes: One per input.
-    """
-
-    model: str
-    space_id: str
-    dim: int
-    outcomes: tuple[Outcome, ...] = field(repr=False)  # asyncio puts a task's result into a text
-
-    @property
-    def embedded(self) -> list[tuple[str, NDArray[np.float32]]]:
-        """Names and vectors of the images that were embedded."""
-        return [(one.name, one.embedding) for one in self.outcomes if one.embedding is not None]
-
-    @property
-    def failed(self) -> list[tuple[str, AioembedError]]:
-        """Names and errors of the images that were not."""
-        return [(one.name, one.error) for one in self.outcomes if one.error is not None]
+# --- what is to be embedded
 
 
 def named_images(arguments: Sequence[str]) -> list[NamedImage]:
-    """Return what the arguments name. Reads stdin where one of them is `-`.
+    """Return the images that the arguments name. Reads stdin where one of them is `-`.
 
-    A word without a URI scheme is always a path here, so that a missing file is reported as one.
-    """
-    return [NamedImage(_name(argument), _image(argument)) for argument in arguments]
-
-
-async def embed_with(model: ImageEmbeddings, images: Sequence[NamedImage]) -> Batch:
-    """Load a model, embed images with it, and show on stderr what it is doing.
-
-    Args:
-        model: A handle that nobody has entered yet; it is closed at the end.
-        images: What to embed.
+    A word without a URI scheme is a path, so that a missing file is reported as one. A folder
+    stands for the pictures below it, in the order of their paths.
 
     Raises:
-        AioembedError: The model could not be loaded. What fails on one image is in its outcome.
+        typer.Exit: A name is empty.
     """
-    with ProgressLine(model, len(images)) as progress:
-        async with model:
-            await model.load()
-            outcomes = await embed_all(model, images, on_done=progress.advance)
-            return Batch(model.spec.name, model.space_id, model.embedding_dim, tuple(outcomes))
+    images = []
+    for argument in arguments:
+        if argument == STDIN:
+            images.append(NamedImage(STDIN, sys.stdin.buffer.read()))
+        elif not argument:
+            raise usage_error("the name of an input is empty")
+        elif is_uri(argument):
+            images.append(NamedImage(_readable(argument), argument))
+        elif os.path.isdir(argument):  # noqa: PTH112  # a path of NULs is an error of its own
+            found = [one for one in walk(argument) if _is_to_be_read(one)]
+            paths = sorted(one.path for one in found if isinstance(one, Visit | Unreadable))
+            # One without pictures is an input that fails.
+            images += [NamedImage(_readable(path), Path(path)) for path in paths or [argument]]
+        else:
+            images.append(NamedImage(_readable(argument), Path(argument)))
+    return images
+
+
+def is_uri(argument: str) -> bool:
+    """Return whether an argument is a URI, not a path."""
+    return _URI.match(argument) is not None
+
+
+def listed_names(file: Path, *, null: bool) -> list[str]:
+    """Return the names in a list.
+
+    Args:
+        file: The list, `-` for stdin.
+        null: NUL characters end the names, not line ends.
+
+    Raises:
+        typer.Exit: The list cannot be read.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(file) == STDIN else file.read_bytes()
+    except OSError as exc:
+        raise usage_error(f"cannot read the list {str(file)!r}: {exc.strerror}") from exc
+    names = content.split(b"\0") if null else content.splitlines()
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _is_to_be_read(found: object) -> bool:
+    return isinstance(found, Unreadable) or (isinstance(found, Visit) and found.is_picture)
+
+
+def _readable(argument: str) -> str:
+    readable = os.fsencode(argument).decode("utf-8", "replace")
+    if len(readable) <= _LONGEST_NAME:
+        return readable
+    half = _LONGEST_NAME // 2
+    return f"{readable[:half]}…{readable[-half:]}"
+
+
+# --- embedding
+
+
+async def outcomes_of(
+    model: ImageEmbeddings, images: Sequence[NamedImage]
+) -> AsyncGenerator[Outcome, None]:
+    """Embed images with a loaded model, a few at the same time; yield in their order."""
+    items = ((named.name, named.image) for named in images)
+    async with model.embed_stream(items, keyed=True, concurrency=_IN_FLIGHT) as results:
+        async for result in results:
+            if isinstance(result, Ok):
+                yield Outcome(result.key, embedding=result.embedding)
+            else:
+                yield Outcome(result.key, error=result.error)
 
 
 async def embed_all(
@@ -139,49 +174,22 @@ async def embed_all(
     *,
     on_done: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    """Embed images with a loaded model, a few at the same time.
+    """Embed images with a loaded model, and keep what became of each, in their order.
 
     Args:
         model: A loaded handle.
         images: What to embed.
         on_done: Called after each image, whatever became of it.
-
-    Returns:
-        One outcome per image, in the order of the images.
     """
-    outcomes: dict[int, Outcome] = {}
-
-    async def work(waiting: Iterator[tuple[int, NamedImage]]) -> None:
-        for index, named in waiting:
-            outcomes[index] = await _embed_one(model, named)
+    outcomes = []
+    async with aclosing(outcomes_of(model, images)) as stream:
+        async for outcome in stream:
+            outcomes.append(outcome)
             on_done()
-
-    waiting = iter(enumerate(images))
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(_IN_FLIGHT, len(images))):
-            tasks.start_soon(work, waiting)
-    return [outcomes[index] for index in range(len(images))]
+    return outcomes
 
 
-async def _embed_one(model: ImageEmbeddings, named: NamedImage) -> Outcome:
-    try:
-        return Outcome(named.name, embedding=await model.forward(named.image))
-    except AioembedError as error:
-        return Outcome(named.name, error=error)
-
-
-def _name(argument: str) -> str:
-    readable = os.fsencode(argument).decode("utf-8", "replace")
-    if len(readable) <= _LONGEST_NAME:
-        return readable
-    half = _LONGEST_NAME // 2
-    return f"{readable[:half]}…{readable[-half:]}"
-
-
-def _image(argument: str) -> ImageInput:
-    if argument == STDIN:
-        return sys.stdin.buffer.read()
-    return argument if _URI.match(argument) else Path(argument)
+# --- writing vectors
 
 
 class EmbeddingFormat(StrEnum):
@@ -195,33 +203,71 @@ class EmbeddingFormat(StrEnum):
     """A header, then a line for each input that was embedded."""
 
 
-def encode_batch(batch: Batch, form: EmbeddingFormat) -> bytes:
-    """Return a batch in one of the formats; every float32 reads back as the same float32."""
-    return _ENCODERS[form](batch)
+class _Encoder(Protocol):
+    """Encodes vectors as they come; every float32 reads back as the same float32."""
+
+    def begin(self, model: ImageEmbeddings, count: int) -> bytes: ...
+    def add(self, outcome: Outcome) -> bytes: ...
+    def end(self) -> bytes: ...
 
 
-def _json(batch: Batch) -> bytes:
-    results = [
-        {"input": one.name, "error": error_record(one.error)}
-        if one.error is not None
-        else {"input": one.name, "embedding": _shortest(one.embedding)}
-        for one in batch.outcomes
-    ]
-    head = {"model": batch.model, "space_id": batch.space_id, "dim": batch.dim}
-    return to_json({**head, "results": results})
+class _Json:
+    def begin(self, model: ImageEmbeddings, count: int) -> bytes:
+        del count
+        self._separator = ""
+        dim = model.embedding_dim
+        head = json.dumps({"model": model.spec.name, "space_id": model.space_id, "dim": dim})
+        return f'{head[:-1]}, "results": ['.encode()
+
+    def add(self, outcome: Outcome) -> bytes:
+        result = (
+            {"input": outcome.name, "error": error_record(outcome.error)}
+            if outcome.error is not None
+            else {"input": outcome.name, "embedding": _shortest(outcome.embedding)}
+        )
+        separator, self._separator = self._separator, ", "
+        return f"{separator}{json.dumps(result, ensure_ascii=False)}".encode()
+
+    def end(self) -> bytes:
+        return b"]}\n"
 
 
-def _npy(batch: Batch) -> bytes:
-    missing = np.full(batch.dim, np.nan, dtype=np.float32)
-    rows = [missing if one.embedding is None else one.embedding for one in batch.outcomes]
-    file = io.BytesIO()
-    np.save(file, np.stack(rows))
-    return file.getvalue()
+class _Npy:
+    def begin(self, model: ImageEmbeddings, count: int) -> bytes:
+        self._missing = np.full(model.embedding_dim, np.nan, dtype="<f4").tobytes()
+        header = io.BytesIO()
+        shape = (count, model.embedding_dim)
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        return header.getvalue()
+
+    def add(self, outcome: Outcome) -> bytes:
+        if outcome.embedding is None:
+            return self._missing
+        return outcome.embedding.astype("<f4", copy=False).tobytes()
+
+    def end(self) -> bytes:
+        return b""
 
 
-def _csv(batch: Batch) -> bytes:
-    header = ["input", *(f"e{index}" for index in range(batch.dim))]
-    return to_csv([header, *([name, *_shortest(vector)] for name, vector in batch.embedded)])
+class _Csv:
+    def begin(self, model: ImageEmbeddings, count: int) -> bytes:
+        del count
+        return to_csv([["input", *(f"e{index}" for index in range(model.embedding_dim))]])
+
+    def add(self, outcome: Outcome) -> bytes:
+        if outcome.embedding is None:
+            return b""
+        return to_csv([[outcome.name, *_shortest(outcome.embedding)]])
+
+    def end(self) -> bytes:
+        return b""
+
+
+_ENCODERS: Mapping[EmbeddingFormat, Callable[[], _Encoder]] = MappingProxyType(
+    {EmbeddingFormat.JSON: _Json, EmbeddingFormat.NPY: _Npy, EmbeddingFormat.CSV: _Csv}
+)
 
 
 def _shortest(vector: NDArray[np.float32] | None) -> list[float]:
@@ -229,20 +275,33 @@ def _shortest(vector: NDArray[np.float32] | None) -> list[float]:
     return [] if vector is None else [float(str(value)) for value in vector]
 
 
-_ENCODERS: Mapping[EmbeddingFormat, Callable[[Batch], bytes]] = MappingProxyType(
-    {EmbeddingFormat.JSON: _json, EmbeddingFormat.NPY: _npy, EmbeddingFormat.CSV: _csv}
-)
+# --- the commands
 
 
 def embed(
-    images: ImagesArgument,
+    images: Annotated[
+        list[str] | None,
+        ImagesArgument,
+    ] = None,
     *,
+    files_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--files-from",
+            metavar="FILE",
+            help="Read more names from a list, one a line; - for stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="NULs end the names of the list, not line ends.")
+    ] = False,
     form: Annotated[
         EmbeddingFormat,
         typer.Option("--format", "-f", help="npy is one float32 array (images, dim)."),
     ] = EmbeddingFormat.JSON,
     output: OutputOption = None,
-    model: ModelOption = "efficientnet-lite0",
+    model: ModelOption = DEFAULT_MODEL,
     max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -254,39 +313,65 @@ def embed(
     is 1.
     """
     with guarded(debug):
-        check_output(output, binary=form is EmbeddingFormat.NPY)
+        names = [*(images or ())]
+        if files_from is not None:
+            if STDIN in names and str(files_from) == STDIN:
+                raise usage_error("stdin can be a list of names or an image, not both")
+            names += listed_names(files_from, null=null)
+        elif not names:
+            raise usage_error("name the images to embed, or give --files-from")
+        wanted = named_images(names)
+        check_output(
+            output,
+            binary=form is EmbeddingFormat.NPY,
+            inputs=(named.image for named in wanted),
+        )
         handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
-        batch = anyio.run(partial(embed_with, handle, named_images(images)))
-        write_result(encode_batch(batch, form), output)
-        finish(batch, debug=debug)
+        encoder = _ENCODERS[form]()
+        failed = anyio.run(partial(_embed, handle, wanted, encoder, output, debug=debug))
+        if len(wanted) > 1 and failed:
+            warn(f"{failed} of {len(wanted)} images failed")
+        if failed:
+            raise typer.Exit(ExitCode.INPUT)
 
 
-def finish(batch: Batch, *, debug: bool) -> None:
-    """Say which images failed.
-
-    Raises:
-        typer.Exit: Any did.
-    """
-    for name, error in batch.failed:
+async def _embed(
+    model: ImageEmbeddings,
+    images: Sequence[NamedImage],
+    encoder: _Encoder,
+    output: Path | None,
+    *,
+    debug: bool,
+) -> int:
+    """Write vectors as they come, and return how many images failed."""
+    failures: list[tuple[str, AioembedError]] = []
+    with ProgressLine(model, len(images)) as progress:
+        async with model:
+            await model.load()
+            with result_writer(output) as write:
+                head = encoder.begin(model, len(images))
+                async with aclosing(outcomes_of(model, images)) as stream:
+                    async for outcome in stream:
+                        write(head + encoder.add(outcome))
+                        head = b""
+                        progress.advance()
+                        if outcome.error is not None:
+                            failures.append((outcome.name, outcome.error))
+                write(head + encoder.end())
+    for name, error in failures:
         report_error(error, name=name, debug=debug)
-    if len(batch.outcomes) > 1 and batch.failed:
-        warn(f"{len(batch.failed)} of {len(batch.outcomes)} images failed")
-    if batch.failed:
-        raise typer.Exit(ExitCode.INPUT)
-
-
-_DECIMALS = 6
+    return len(failures)
 
 
 def similarity(
-    images: ImagesArgument,
+    images: Annotated[list[str], ImagesArgument],
     *,
     form: Annotated[
         SimilarityFormat,
         typer.Option("--format", "-f", help="json and csv are for programs."),
     ] = SimilarityFormat.TABLE,
     output: OutputOption = None,
-    model: ModelOption = "efficientnet-lite0",
+    model: ModelOption = DEFAULT_MODEL,
     max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -297,26 +382,39 @@ def similarity(
     is left out of the table; stderr says why, and the exit code is 1.
     """
     with guarded(debug):
-        if len(images) < 2:  # noqa: PLR2004  # a similarity is of two
+        wanted = named_images(images)
+        if len(wanted) < 2:  # noqa: PLR2004  # a similarity is of two
             raise usage_error("similarity needs at least two images")
-        check_output(output)
+        check_output(output, inputs=(named.image for named in wanted))
         handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
-        batch = anyio.run(partial(embed_with, handle, named_images(images)))
-        write_result(_encode(batch, form, plain=output is not None), output)
-        finish(batch, debug=debug)
+        space_id, outcomes = anyio.run(_compare, handle, wanted)
+        result = _encode(handle.spec.name, space_id, outcomes, form, plain=output is not None)
+        write_result(result, output)
+        failed = [one for one in outcomes if one.error is not None]
+        for one in failed:
+            if one.error is not None:
+                report_error(one.error, name=one.name, debug=debug)
+        if failed:
+            warn(f"{len(failed)} of {len(wanted)} images failed")
+            raise typer.Exit(ExitCode.INPUT)
 
 
-def _matrix(batch: Batch) -> NDArray[np.floating]:
-    vectors = [vector for _, vector in batch.embedded]
-    if not vectors:
-        return np.zeros((0, 0))
-    stacked = np.stack(vectors)
-    return np.asarray(cosine_similarity(stacked, stacked))
+async def _compare(
+    model: ImageEmbeddings, images: Sequence[NamedImage]
+) -> tuple[str, list[Outcome]]:
+    with ProgressLine(model, len(images)) as progress:
+        async with model:
+            await model.load()
+            return model.space_id, await embed_all(model, images, on_done=progress.advance)
 
 
-def _encode(batch: Batch, form: SimilarityFormat, *, plain: bool) -> bytes:
-    names = [name for name, _ in batch.embedded]
-    matrix = _matrix(batch)
+def _encode(
+    model: str, space_id: str, outcomes: list[Outcome], form: SimilarityFormat, *, plain: bool
+) -> bytes:
+    names = [one.name for one in outcomes if one.embedding is not None]
+    vectors = [one.embedding for one in outcomes if one.embedding is not None]
+    stacked = np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
+    matrix = np.asarray(cosine_similarity(stacked, stacked)) if vectors else np.zeros((0, 0))
     if form is SimilarityFormat.TABLE:
         table = similarity_table(base_names(names), matrix)
         return render_table(table, plain=plain) if len(names) > 1 else b""
@@ -324,11 +422,15 @@ def _encode(batch: Batch, form: SimilarityFormat, *, plain: bool) -> bytes:
     if form is SimilarityFormat.CSV:
         rows = [[name, *row] for name, row in zip(names, rounded, strict=True)]
         return to_csv([["input", *names], *rows])
-    failed = [{"input": name, "error": error_record(error)} for name, error in batch.failed]
+    failed = [
+        {"input": one.name, "error": error_record(one.error)}
+        for one in outcomes
+        if one.error is not None
+    ]
     return to_json(
         {
-            "model": batch.model,
-            "space_id": batch.space_id,
+            "model": model,
+            "space_id": space_id,
             "inputs": names,
             "similarities": rounded,
             "failed": failed,

@@ -1,36 +1,77 @@
-"""What a model is doing, on stderr: a line that changes on a terminal, else only downloads."""
+"""How far a command is, on stderr: a line that changes on a terminal, else only downloads."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status as Spinner
 
-from aioembed import ImageEmbeddings, ModelState, Status
+from aioembed import ModelState, Status
+from aioembed.handle import EmbeddingHandle
 
 from .common import warn
 
-__all__ = ["ProgressLine", "describe_download"]
+__all__ = ["Pace", "ProgressLine", "describe_download", "describe_seconds"]
 
 _MEGABYTE = 1_000_000
+_LEAST_SECONDS = 0.5
+_LEAST_COUNT = 3
+
+
+class Pace:
+    """How fast items are done, and how long the others will take.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: float | None = None
+
+    def describe(self, done: int, total: int, worked: int) -> str:
+        """Return how far it is, such as `1,200 of 20,000 (6 %), 85/s, 3 min 41 s left`.
+
+        Args:
+            done: Items that are dealt with.
+            total: All of them.
+            worked: Those of `done` that took work; the others were known already.
+        """
+        if self._began is None:
+            self._began = self._clock()
+        share = f" ({int(100 * done / total)} %)" if total else ""
+        parts = [f"{done:,} of {total:,}{share}"]
+        seconds = self._clock() - self._began
+        if worked >= _LEAST_COUNT and seconds >= _LEAST_SECONDS:
+            rate = worked / seconds
+            parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s")  # noqa: PLR2004
+            if done < total:
+                parts.append(f"{describe_seconds((total - done) / rate)} left")
+        return ", ".join(parts)
 
 
 class ProgressLine:
-    """Follows a model while it is used as a context manager.
+    """Follows a model, and counts what is done, while it is used as a context manager.
 
     Args:
         model: The handle to follow.
-        total: How many images are to be embedded.
+        total: How many items are to be embedded.
         console: Where to show it; stderr where not given.
     """
 
-    def __init__(self, model: ImageEmbeddings, total: int, console: Console | None = None) -> None:
+    def __init__(
+        self, model: EmbeddingHandle[Any], total: int = 0, console: Console | None = None
+    ) -> None:
         self._model = model
         self._total = total
         self._done = 0
+        self._pace = Pace()
+        self._sentence = ""
         self._console = console or Console(stderr=True)
         self._spinner = Spinner("", console=self._console) if self._console.is_terminal else None
         self._download_announced = False
@@ -52,24 +93,38 @@ class ProgressLine:
             self._spinner.stop()
 
     def advance(self) -> None:
-        """Count one more image as done, embedded or not."""
+        """Count one more item as done, embedded or not."""
         self._done += 1
+        self.tell(f"embedding: {self._pace.describe(self._done, self._total, self._done)}")
+
+    def tell(self, sentence: str) -> None:
+        """Show a sentence in place of the model's states."""
+        self._sentence = sentence
         self._show()
 
     def _show(self) -> None:
         state = self._model.state
         if self._spinner is not None:
-            self._spinner.update(escape(self._sentence(state)))
+            self._spinner.update(escape(self._describe(state)))
         elif state.status is Status.DOWNLOADING and not self._download_announced:
             self._download_announced = True
             warn(f"downloading {self._model.spec.name}")
 
-    def _sentence(self, state: ModelState) -> str:
+    def _describe(self, state: ModelState) -> str:
         if state.status is Status.DOWNLOADING:
             return f"downloading {self._model.spec.name}: {describe_download(state)}"
-        if state.is_ready:
-            return f"embedding: {self._done} of {self._total} done"
-        return f"{state.status} {self._model.spec.name}"
+        return self._sentence or f"{state.status} {self._model.spec.name}"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration in its two largest units, such as `3 min 41 s`."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def describe_download(state: ModelState) -> str:
@@ -83,5 +138,5 @@ def describe_download(state: ModelState) -> str:
     if state.download_rate > 0:
         parts.append(f"{state.download_rate / _MEGABYTE:.1f} MB/s")
     if state.download_eta is not None:
-        parts.append(f"{state.download_eta:.0f} s left")
+        parts.append(f"{describe_seconds(state.download_eta)} left")
     return ", ".join(parts)

@@ -226,6 +226,10 @@ class EmbeddingIndex:
         """Return the keys that begin with `prefix`, sorted."""
         return await self._run(lambda database: database.keys(prefix))
 
+    async def keys_below(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Return the keys of the pictures below a folder, sorted."""
+        return await self.keys((await _real(folder)).rstrip(os.sep) + os.sep)
+
     async def get(self, key: str) -> Vector | None:
         """Return the float32 vector `(dim,)` of a key, None where it has none."""
         await self._look_again()
