@@ -121,7 +121,7 @@ class SourcePolicy(BaseModel):
         """Return the policy for untrusted URIs: public web hosts and data URIs, within limits.
 
         Only ports 80 and 443 are asked, and decoding one image takes 512 MiB of memory at most:
-        64 megapixels of a JPEG, 32 of a WebP.
+        64 megapixels of a JPEG, 28 of a WebP.
         """
         return cls(
             schemes=frozenset(("https", "http", "data")),
