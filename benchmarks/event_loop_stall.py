@@ -41,10 +41,9 @@ def embedder(runtime: str, path: Path) -> Callable[[], object]:
     if runtime == "aioembed":
         import numpy as np
 
-        from aioembed.handle import DEFAULT_NICENESS
         from aioembed.runtime import Program
 
-        loaded = Program.load(path, niceness=DEFAULT_NICENESS)
+        loaded = Program.load(path)
         pixels = np.random.default_rng(0).random(INPUT_SHAPES[NAME], dtype=np.float32)
         return lambda: loaded.run(pixels)
     import torch

@@ -18,8 +18,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings
-from aioembed.handle import Ok
+from aioembed import ImageEmbeddings, Ok
 
 REPORTS = 20
 ALLOWED_GROWTH = 5e6

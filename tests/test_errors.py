@@ -25,6 +25,7 @@ FILLINGS: dict[str, Any] = {
     "advice": "reinstall",
     "package": "torch",
     "extra": "export",
+    "remedy": "do something else",
 }
 
 
@@ -42,7 +43,7 @@ def sample(kind: type[AioembedError]) -> AioembedError:
         name: FILLINGS[name]
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if parameter.kind in {parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD}
-        and name not in {"self", "message", "args"}
+        and name in FILLINGS
     }
     takes_message = "package" not in arguments
     error = kind(*(["it went wrong"] if takes_message else []), **arguments)

@@ -2,9 +2,6 @@
 
 from . import errors as errors
 from .errors import AioembedError as AioembedError
-from .handle import EmbeddingStream as EmbeddingStream
-from .handle import Err as Err
-from .handle import Ok as Ok
 from .image import ImageEmbeddings as ImageEmbeddings
 from .image import use_image_embeddings as use_image_embeddings
 from .images import ImageInput as ImageInput
@@ -30,6 +27,9 @@ from .state import Status as Status
 from .statistics import CallTiming as CallTiming
 from .statistics import StageStatistics as StageStatistics
 from .statistics import Statistics as Statistics
+from .stream import EmbeddingStream as EmbeddingStream
+from .stream import Err as Err
+from .stream import Ok as Ok
 from .text import TextEmbeddings as TextEmbeddings
 from .text import use_text_embeddings as use_text_embeddings
 from .tokenize import TruncationWarning as TruncationWarning

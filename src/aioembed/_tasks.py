@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +20,19 @@ from anyio.lowlevel import RunVar, current_token
 
 from .errors import ModelClosed
 
-__all__ = ["BlockingCall", "Task", "current_loop", "has_ended", "run_in_thread", "spawn"]
+__all__ = [
+    "BlockingCall",
+    "Task",
+    "call_interruptibly",
+    "call_soon",
+    "call_soon_on",
+    "current_loop",
+    "has_ended",
+    "is_stopped",
+    "run_in_thread",
+    "spawn",
+    "to_end",
+]
 
 _logger = logging.getLogger("aioembed.tasks")
 
@@ -57,11 +70,71 @@ def has_ended(loop: Loop) -> bool:
 def _do_nothing() -> None: ...
 
 
-def _call_on(loop: Loop, function: Callable[[], object]) -> None:
+def is_stopped(loop: Loop) -> bool:
+    """Whether a loop is not running at this moment, as between two `run_until_complete`."""
+    return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()
+
+
+def call_soon(function: Callable[[], object]) -> bool:
+    """Call a function in the next turn of this thread's event loop; return whether there is one."""
+    loop = current_loop()
+    if loop is None:
+        return False
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.call_soon(function)
+    else:
+        loop.run_sync_soon(function)
+    return True
+
+
+def call_soon_on(loop: Loop, function: Callable[[], object]) -> None:
     """Call a function on an event loop, from any thread; not where the loop has ended."""
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     with suppress(RuntimeError):
         schedule(function)
+
+
+def call_interruptibly(function: Callable[[], object]) -> None:
+    """Call a function of the user's, so that Ctrl-C ends it wherever it is called.
+
+    In system tasks trio holds Ctrl-C back, and nothing may be raised there. The signal, sent
+    again, reaches trio's main task.
+    """
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is None or not lowlevel.currently_ki_protected():
+        function()
+        return
+
+    def unprotected() -> None:  # trio marks the code of a function, which others may share
+        function()
+
+    try:
+        lowlevel.disable_ki_protection(unprotected)()
+    except KeyboardInterrupt:
+        signal.raise_signal(signal.SIGINT)
+
+
+async def to_end(wait: Callable[[], Awaitable[object]]) -> None:
+    """Await something that must not be left, whatever cancels the caller; raise that afterwards.
+
+    A shield of anyio's holds off its own cancellation, but not asyncio's `Task.cancel`.
+
+    Args:
+        wait: Called again after a cancellation; returns once what is awaited has come.
+    """
+    cancelled: BaseException | None = None
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                await wait()
+            break
+        except anyio.get_cancelled_exc_class() as error:
+            cancelled = error
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            cancelled = None  # its traceback refers to this frame
 
 
 # --- background tasks
@@ -108,6 +181,11 @@ class Task(Generic[R]):
     def done(self) -> bool:
         """Whether it has ended."""
         return self._ended.is_set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was told to end; it may still be under way."""
+        return self._scope.cancel_called
 
     def cancel(self) -> None:
         """Cancel it; it ends when what it awaits has been cleaned up. Without effect at its end."""
@@ -297,7 +375,7 @@ class BlockingCall(Generic[R]):
         with self._claim:
             self._dropped = not self._begun
             if self._begun and not self._finished.is_set():
-                self._release = partial(_call_on, current_loop(), release)
+                self._release = partial(call_soon_on, current_loop(), release)
                 return
         release()
 
@@ -305,10 +383,5 @@ class BlockingCall(Generic[R]):
         """Wait for the thread, or see to it that the function is never begun."""
         with self._claim:
             self._dropped = not self._begun
-        cancelled = anyio.get_cancelled_exc_class()
-        while self._begun and not self._finished.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(self._finished.wait)
-            except cancelled:
-                continue
+        if self._begun and not self._finished.is_set():
+            await to_end(lambda: to_thread.run_sync(self._finished.wait))

@@ -215,7 +215,7 @@ class ModelNotLoaded(AioembedError):
 
 
 class ModelClosed(ModelNotLoaded):
-    """The handle was closed; closing is final, so make a new one."""
+    """The handle was closed; `load()` or `async with` opens it again."""
 
 
 class WrongEventLoop(AioembedError):
@@ -259,6 +259,13 @@ class BatchItemFailed(AioembedError):
 
 class InternalError(AioembedError):
     """Something that nobody foresaw went wrong with one call; the cause says what."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> InternalError:
+        """Return one that is chained to the error that nobody foresaw."""
+        wrapped = cls(f"an unforeseen {type(error).__name__}: {error}; please report it")
+        wrapped.__cause__ = error
+        return wrapped
 
 
 class IllegalStateMove(AioembedError):

@@ -9,15 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidConfig
-from .handle import (
-    DEFAULT_NICENESS,
-    EmbeddingHandle,
-    Inputs,
-    LoadedModel,
-    LoadOptions,
-    OnBusy,
-    OnCall,
-)
+from .handle import EmbeddingHandle, Inputs, LoadOptions, OnBusy, OnCall, Session
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
 from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing
 from .statistics import Stopwatch
@@ -32,7 +24,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
     """An image encoder whose life anyone can observe. Making one does no I/O.
 
     Used with `async with`, it loads in the background as soon as it is entered and is closed at
-    the end; without, call `load` and `aclose` yourself. It belongs to one event loop.
+    the end; without, call `load` and `aclose` yourself. Either opens a closed handle again. While
+    open it belongs to one event loop.
 
     Args:
         model_source: A `ModelSpec` constant, its name, a URL, or the path of a `.pte` file. By
@@ -48,9 +41,6 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             their own; None is one per CPU this process may use.
         replicas: Copies of the program that run beside each other, each in one thread alone, in
             place of one on the whole pool. Each costs the memory of its weights again.
-        niceness: By how much the priority of inference is below that of the event loop's thread, on
-            Linux, so that the loop is not kept waiting for a CPU; 0 leaves it alone. The threads
-            of the pool keep what the first model on it asked for.
         max_wait: Seconds that a call may wait for others to fill its batch, where the program
             takes several items at once. At 0 a batch is what waits already.
         max_pending: Most calls that may wait or run at the same time.
@@ -63,7 +53,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             `untrusted` it fetches models only, which is logged. It is not closed.
         preprocessing: In place of the one the model says.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
-            ended; must not block. If it raises, that is logged and disturbs nobody.
+            ended; must not block. If it raises, that is logged and the call is not affected.
 
     Raises:
         InvalidConfig: An option that cannot work.
@@ -81,7 +71,6 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         threads: int | None = None,
         decode_threads: int | None = None,
         replicas: int = 1,
-        niceness: int = DEFAULT_NICENESS,
         max_wait: float = 0.0,
         max_pending: int = 1024,
         on_busy: OnBusy = "wait",
@@ -97,7 +86,6 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
                 threads=threads,
                 decode_threads=decode_threads,
                 replicas=replicas,
-                niceness=niceness,
                 max_wait=max_wait,
                 cache_dir=cache_dir,
                 offline=offline,
@@ -131,8 +119,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
                 an image file, an open binary file, a `PIL.Image.Image`, or a uint8 array: grey
                 `(height, width)`, or `(height, width, 3 or 4)`.
             format: The order of an array's channels; OpenCV's are `BGR`.
-            timeout: Seconds that it may take. What still waits then is never decoded; an
-                inference of its own that has begun is let finish.
+            timeout: Seconds that it may take; the caller is released then, whatever the model
+                does. What still waits is never decoded.
 
         Returns:
             float32 `(embedding_dim,)`, of length 1.
@@ -145,18 +133,17 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             InvalidConfig: `timeout` is not a positive number, or `format` does not go with the
                 image.
             ModelClosed: The handle was closed.
+            WrongEventLoop: The handle is open on another event loop.
+            ProgramLost: The runtime gave the program up; `load` brings it back.
+            InternalError: Something that nobody foresaw; its cause says what.
             AioembedError: The load that this call waited for failed.
         """
         return await super().forward(in_rgb(image, format), timeout=timeout)
 
     embed = forward
 
-    async def aclose(self) -> None:
-        """As on every handle, and close the connections that images were fetched over."""
-        try:
-            await super().aclose()
-        finally:
-            await self._fetcher.aclose()
+    async def _release(self) -> None:
+        await self._fetcher.aclose()
 
     async def _obtain(self, item: ImageInput, stopwatch: Stopwatch) -> ImageInput:
         if not isinstance(item, str):
@@ -164,15 +151,15 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         with stopwatch.measure("fetch"):
             return await self._fetcher.obtain(item)
 
-    async def _prepare(self, item: ImageInput, model: LoadedModel, stopwatch: Stopwatch) -> Inputs:
-        preprocessing = model.contract.preprocessing
+    async def _prepare(self, item: ImageInput, session: Session, stopwatch: Stopwatch) -> Inputs:
+        preprocessing = session.model.contract.preprocessing
         if preprocessing is None:
             raise InvalidConfig(f"{self.spec.name} embeds no images")
         pixels = await prepare(
             item,
             preprocessing,
             policy=self._policy,
-            limiter=self._decoders,
+            limiter=session.decoders,
             stopwatch=stopwatch,
         )
         return (pixels,)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._tasks import BlockingCall
-from .errors import InvalidConfig
-from .handle import (
-    DEFAULT_NICENESS,
-    EmbeddingHandle,
-    Inputs,
-    LoadedModel,
-    LoadOptions,
-    OnBusy,
-    OnCall,
-)
+from ._tasks import run_in_thread
+from ._text_inputs import TextInputs
+from .errors import InvalidConfig, shorten
+from .handle import EmbeddingHandle, Inputs, LoadOptions, OnBusy, OnCall, Session
 from .models import (
     Modality,
     ModelSource,
@@ -36,14 +29,22 @@ if TYPE_CHECKING:
 
 __all__ = ["TextEmbeddings", "use_text_embeddings"]
 
-_FRAMES_TO_CALLER = 6
+_FRAMES_TO_CALLER = 5
+
+
+class _Truncated(NamedTuple):
+    """A text whose call says itself what becomes of its end."""
+
+    text: str
+    truncate: Truncate
 
 
 class TextEmbeddings(EmbeddingHandle[str]):
     """A text encoder whose life anyone can observe. Making one does no I/O.
 
     Used with `async with`, it loads in the background as soon as it is entered and is closed at
-    the end; without, call `load` and `aclose` yourself. It belongs to one event loop.
+    the end; without, call `load` and `aclose` yourself. Either opens a closed handle again. While
+    open it belongs to one event loop.
 
     Args:
         model_source: A `ModelSpec` constant such as `CLIP_VIT_BASE_PATCH32_TEXT`, its name, a
@@ -59,9 +60,6 @@ class TextEmbeddings(EmbeddingHandle[str]):
             pool at the number of CPUs this process may use.
         replicas: Copies of the program that run beside each other, each in one thread alone, in
             place of one on the whole pool. Each costs the memory of its weights again.
-        niceness: By how much the priority of inference is below that of the event loop's thread, on
-            Linux, so that the loop is not kept waiting for a CPU; 0 leaves it alone. The threads
-            of the pool keep what the first model on it asked for.
         max_wait: Seconds that a call may wait for others to fill its batch, where the program
             takes several items at once. At 0 a batch is what waits already.
         max_pending: Most calls that may wait or run at the same time.
@@ -73,7 +71,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
         preprocessing: Of the images whose vectors these are compared with, where that image
             handle was given one of its own. It changes the space's name, not the vectors.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
-            ended; must not block. If it raises, that is logged and disturbs nobody.
+            ended; must not block. If it raises, that is logged and the call is not affected.
 
     Raises:
         InvalidConfig: An option that cannot work, or a model to be fetched without a tokenizer.
@@ -91,7 +89,6 @@ class TextEmbeddings(EmbeddingHandle[str]):
         prevent_load: bool = False,
         threads: int | None = None,
         replicas: int = 1,
-        niceness: int = DEFAULT_NICENESS,
         max_wait: float = 0.0,
         max_pending: int = 1024,
         on_busy: OnBusy = "wait",
@@ -101,14 +98,12 @@ class TextEmbeddings(EmbeddingHandle[str]):
         preprocessing: Preprocessing | None = None,
         on_call: OnCall | None = None,
     ) -> None:
-        if truncate not in {"warn", "error", "silent"}:
-            raise InvalidConfig(f"truncate is 'warn', 'error' or 'silent', not {truncate!r}")
+        _check_truncate(truncate)
         super().__init__(
             _with_tokenizer(resolve_model(model_source, modality="text"), tokenizer),
             options=LoadOptions(
                 threads=threads,
                 replicas=replicas,
-                niceness=niceness,
                 max_wait=max_wait,
                 cache_dir=cache_dir,
                 offline=offline,
@@ -122,14 +117,17 @@ class TextEmbeddings(EmbeddingHandle[str]):
         )
         self._truncate = truncate
 
-    async def forward(self, text: str, *, timeout: float | None = None) -> NDArray[np.float32]:
+    async def forward(
+        self, text: str, *, truncate: Truncate | None = None, timeout: float | None = None
+    ) -> NDArray[np.float32]:
         """Embed one text.
 
         Args:
             text: Of at most 100,000 characters; may be empty. What lies beyond the model's
                 context length does not count in the vector; see `truncate`.
-            timeout: Seconds that it may take. What still waits then is never tokenised; an
-                inference of its own that has begun is let finish.
+            truncate: For this call, in place of the handle's own.
+            timeout: Seconds that it may take; the caller is released then, whatever the model
+                does. What still waits is never tokenised.
 
         Returns:
             float32 `(embedding_dim,)`, of length 1.
@@ -141,11 +139,18 @@ class TextEmbeddings(EmbeddingHandle[str]):
             ModelNotLoaded: No load was started.
             ModelBusy: Too many calls wait already.
             ForwardTimeout: It took longer than `timeout`.
-            InvalidConfig: `timeout` is no positive number.
+            InvalidConfig: `timeout` is not a positive number, or `truncate` something else.
             ModelClosed: The handle was closed.
+            WrongEventLoop: The handle is open on another event loop.
+            ProgramLost: The runtime gave the program up; `load` brings it back.
+            InternalError: Something that nobody foresaw; its cause says what.
             AioembedError: The load that this call waited for failed.
         """
-        return await super().forward(text, timeout=timeout)
+        if truncate is None:
+            return await super().forward(text, timeout=timeout)
+        _check_truncate(truncate)
+        item: Any = _Truncated(text, truncate)
+        return await super().forward(item, timeout=timeout)
 
     embed = forward
 
@@ -160,33 +165,47 @@ class TextEmbeddings(EmbeddingHandle[str]):
             TextTooLong: Longer than 100,000 characters.
             ModelNotLoaded: No load was started.
             ModelClosed: The handle was closed.
+            WrongEventLoop: The handle is open on another event loop.
+            ProgramLost: The runtime gave the program up; `load` brings it back.
+            InternalError: Something that nobody foresaw; its cause says what.
             AioembedError: The load that this call waited for failed.
         """
-        encoder = (await self._session()).model.text
-        if encoder is None:
-            raise InvalidConfig(f"{self.spec.name} embeds no text")
-        tokens = await BlockingCall(lambda: encoder.encode(text)).run(self._decoders)
+        self._check_loop()
+        session = await self._ready_session()
+        encoder = self._encoder(session)
+        tokens = await run_in_thread(lambda: encoder.encode(text), limiter=session.decoders)
         return min(tokens.count, encoder.limit)
 
-    async def _prepare(self, item: str, model: LoadedModel, stopwatch: Stopwatch) -> Inputs:
-        encoder = model.text
-        if encoder is None:
-            raise InvalidConfig(f"{self.spec.name} embeds no text")
+    async def _prepare(
+        self, item: str | _Truncated, session: Session, stopwatch: Stopwatch
+    ) -> Inputs:
+        encoder = self._encoder(session)
+        text, truncate = (item, self._truncate) if not isinstance(item, _Truncated) else item
 
         def encode() -> Tokens:
             with stopwatch.measure("preprocess"):
-                return encoder.encode(item)
+                return encoder.encode(text)
 
-        tokens = await BlockingCall(encode).run(self._decoders)
+        tokens = await run_in_thread(encode, limiter=session.decoders)
         if tokens.count > encoder.limit:
             report_truncation(
-                item,
+                text,
                 count=tokens.count,
                 limit=encoder.limit,
-                truncate=self._truncate,
+                truncate=truncate,
                 stacklevel=_FRAMES_TO_CALLER,
             )
         return encoder.tensors(tokens.ids)
+
+    def _encoder(self, session: Session) -> TextInputs:
+        if session.model.text is None:
+            raise InvalidConfig(f"{self.spec.name} does not embed text")
+        return session.model.text
+
+
+def _check_truncate(truncate: object) -> None:
+    if truncate not in get_args(Truncate):
+        raise InvalidConfig(f"truncate is 'warn', 'error' or 'silent', not {shorten(truncate)}")
 
 
 def use_text_embeddings(model_source: ModelSource, prevent_load: bool = False) -> TextEmbeddings:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+from anyio.lowlevel import checkpoint
 from blockbuster import blockbuster_ctx
 from numpy.typing import NDArray
 
-from aioembed.handle import Inputs, LoadedModel, loader
+from aioembed.images import prepare
+from aioembed.runtime import Program
 
 
 class Brake:
@@ -22,6 +25,10 @@ class Brake:
         self._open.set()
         self._entered = threading.Semaphore(0)
         self.calls = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
 
     def hold(self) -> None:
         self._open.clear()
@@ -47,15 +54,21 @@ def no_blocking_calls() -> Iterator[None]:
 
 @pytest.fixture
 def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
-    """Holds up every native run."""
+    """Holds up every native run that is started."""
     brake = Brake()
-    run = LoadedModel.run
+    start = Program.start
 
-    def held(self: LoadedModel, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
-        brake.pass_through()
-        return run(self, batch)
+    def held(self: Program, *inputs: Any, method: str = "forward") -> None:
+        def begin() -> None:
+            brake.pass_through()
+            start(self, *inputs, method=method)
 
-    monkeypatch.setattr(LoadedModel, "run", held)
+        if brake.is_open:
+            begin()
+        else:
+            threading.Thread(target=begin, daemon=True).start()
+
+    monkeypatch.setattr(Program, "start", held)
     yield brake
     brake.release()
 
@@ -64,15 +77,41 @@ def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
     """Holds up every native load."""
     brake = Brake()
-    load = loader.Loader._load_files
+    load = Program.load
 
-    def held(self: loader.Loader, files: object) -> LoadedModel:
+    def held(path: Any, **options: Any) -> Program:
         brake.pass_through()
-        return load(self, files)  # type: ignore[arg-type]
+        return load(path, **options)
 
-    monkeypatch.setattr(loader.Loader, "_load_files", held)
+    monkeypatch.setattr(Program, "load", held)
     yield brake
     brake.release()
+
+
+class Prepared:
+    """Counts images that were decoded and preprocessed, and so wait for a batch or are in one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def wait(self, count: int) -> None:
+        while self.count < count:
+            await checkpoint()
+        await anyio.wait_all_tasks_blocked()
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """Tells how many images have been prepared."""
+    counter = Prepared()
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        inputs = await prepare(*args, **kwargs)
+        counter.count += 1
+        return inputs
+
+    monkeypatch.setattr("aioembed.image.prepare", counted)
+    return counter
 
 
 @pytest.fixture(scope="session")

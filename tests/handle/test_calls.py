@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
-from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
+from PIL import Image
 
 from aioembed import ImageEmbeddings, images
 from aioembed import image as image_module
-from aioembed.errors import ForwardTimeout, ImageDecodeError, InvalidConfig, ModelBusy
+from aioembed.errors import (
+    ForwardTimeout,
+    ImageDecodeError,
+    InternalError,
+    InvalidConfig,
+    InvalidModelOutput,
+    ModelBusy,
+)
+from aioembed.runtime import Program
 from aioembed.statistics import CallTiming
 
 from ..programs import TINY_IMAGE
-from .conftest import Brake
+from .conftest import Brake, Prepared
 
 pytestmark = pytest.mark.anyio
 Pixels = NDArray[np.uint8]
@@ -119,7 +127,7 @@ async def test_every_call_is_told_to_on_call_and_a_raising_one_disturbs_nobody(
 
 
 async def test_calls_that_wait_run_together_and_the_statistics_show_it(
-    inference: Brake, pixels: Pixels
+    inference: Brake, prepared: Prepared, pixels: Pixels
 ) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
         await model.load()
@@ -129,9 +137,7 @@ async def test_calls_that_wait_run_together_and_the_statistics_show_it(
             await inference.wait_entered()
             for _ in range(4):
                 tasks.start_soon(model.forward, pixels)
-            await anyio.wait_all_tasks_blocked()
-            while len(model._loading.session.scheduler._waiting) < 4:  # type: ignore[union-attr]
-                await checkpoint()
+            await prepared.wait(5)
             inference.release()
         figures = model.statistics()
         assert dict(figures.batch_sizes) == {1: 1, 4: 1}
@@ -160,17 +166,23 @@ async def test_asyncios_own_timeouts_work(inference: Brake, pixels: Pixels) -> N
 async def test_an_item_whose_inference_fails_does_so_alone(
     inference: Brake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aioembed.errors import InvalidModelOutput
-    from aioembed.handle import Inputs, LoadedModel
+    start, collect = Program.start, Program.collect
+    black_ones: set[Program] = set()
 
-    run = LoadedModel.run
+    def noted(self: Program, *inputs: Any, method: str = "forward") -> None:
+        if any(float(image.max()) == 0 for image in inputs[0].reshape(-1, *inputs[0].shape[-3:])):
+            black_ones.add(self)
+        start(self, *inputs, method=method)
 
-    def picky(self: LoadedModel, batch: Sequence[Inputs]) -> Any:
-        if any(float(inputs[0].max()) == 0 for inputs in batch):
-            raise InvalidModelOutput("a vector of zeros")
-        return run(self, batch)
+    def spoilt(self: Program) -> Any:
+        outputs = collect(self)
+        if self in black_ones:
+            black_ones.remove(self)
+            return tuple(np.zeros_like(output) for output in outputs)
+        return outputs
 
-    monkeypatch.setattr(LoadedModel, "run", picky)
+    monkeypatch.setattr(Program, "start", noted)
+    monkeypatch.setattr(Program, "collect", spoilt)
     black = np.zeros((8, 8, 3), np.uint8)
     white = np.full((8, 8, 3), 255, np.uint8)
     outcomes: list[str] = []
@@ -188,3 +200,57 @@ async def test_an_item_whose_inference_fails_does_so_alone(
             for number in range(12):
                 tasks.start_soon(call, model, black if number % 4 == 0 else white)
     assert sorted(outcomes) == ["error"] * 3 + ["vector"] * 9
+
+
+async def test_a_caller_is_released_at_its_timeout_whatever_the_model_does(
+    inference: Brake, pixels: Pixels
+) -> None:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
+        await model.load()
+        inference.hold()
+        for _ in range(2):  # in a batch that runs, and waiting for one
+            with pytest.raises(ForwardTimeout):
+                await model.forward(pixels, timeout=0.05)
+        assert model.state.is_generating
+        inference.release()
+        assert (await model.forward(pixels)).shape == (512,)
+
+
+async def test_a_decoding_that_its_caller_left_keeps_its_place_among_the_threads(
+    tmp_path: Path, pixels: Pixels
+) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    brake = Brake()
+
+    class Held:
+        def __fspath__(self) -> str:  # asked for by the worker thread
+            brake.pass_through()
+            return str(path)
+
+    async with ImageEmbeddings(TINY_IMAGE, decode_threads=1) as model:
+        await model.load()
+        brake.hold()
+        for _ in range(2):
+            with pytest.raises(ForwardTimeout):
+                await model.forward(Held(), timeout=0.05)
+        assert brake.calls == 1
+        brake.release()
+        assert (await model.forward(Held())).shape == (512,)
+        assert brake.calls == 2
+
+
+async def test_an_unforeseen_error_of_a_call_is_typed_and_counted(
+    caplog: pytest.LogCaptureFixture, pixels: Pixels
+) -> None:
+    class Odd:
+        def __fspath__(self) -> str:
+            raise LookupError("foreign")
+
+    async with ImageEmbeddings(TINY_IMAGE) as model:
+        with pytest.raises(InternalError, match="LookupError") as caught:
+            await model.forward(Odd())
+        assert isinstance(caught.value.__cause__, LookupError)
+        assert "foreign" in caplog.text
+        assert model.statistics().failed == 1
+        assert (await model.forward(pixels)).shape == (512,)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aioembed import ImageEmbeddings, ModelState, Status
+from aioembed import Err, ImageEmbeddings, ModelState, Ok, Status
 from aioembed.errors import (
     ForwardTimeout,
     InvalidUserInput,
@@ -22,7 +22,6 @@ from aioembed.errors import (
     ModelClosed,
     ModelNotLoaded,
 )
-from aioembed.handle import Err, Ok
 
 from ..programs import TINY_IMAGE
 
@@ -49,7 +48,7 @@ class HandleMachine(RuleBasedStateMachine):
         )
         self.calls: list[tuple[Future[Any], Callable[[Future[Any]], None]]] = []
         self.cancelled: set[Future[Any]] = set()
-        self.loaded = self.closed = False
+        self.loaded = self.closed = self.was_closed = False
         self.vectors: dict[int, Any] = {}
 
     def start(self, call: Callable[[], Awaitable[Any]], check: Callable[[Any], None]) -> None:
@@ -63,7 +62,7 @@ class HandleMachine(RuleBasedStateMachine):
         except CancelledError:
             assert future in self.cancelled
         except ALWAYS_ALLOWED as error:
-            assert not isinstance(error, ModelClosed) or self.closed  # noqa: PT017
+            assert not isinstance(error, ModelClosed) or self.was_closed  # noqa: PT017
         else:
             check(result)
 
@@ -77,13 +76,10 @@ class HandleMachine(RuleBasedStateMachine):
 
     @rule()
     def load(self) -> None:
-        if self.closed:
-            with pytest.raises(ModelClosed):
-                self.portal.call(self.model.load)
-        else:
-            self.portal.call(self.model.load)
-            self.loaded = True
+        self.portal.call(self.model.load)
+        self.loaded, self.closed = True, False
 
+    @precondition(lambda self: not self.closed)
     @rule()
     def load_later(self) -> None:
         self.start(self.model.load, lambda _: None)
@@ -152,7 +148,8 @@ class HandleMachine(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
-        self.closed = True
+        self.closed = self.was_closed = True
+        self.loaded = False
         self.portal.call(self.model.aclose)
 
     @invariant()
@@ -167,10 +164,9 @@ class HandleMachine(RuleBasedStateMachine):
         with self.stack:
             while self.calls:
                 self.settle(0)
-            if not self.closed:
-                self.portal.call(self.model.load)
-                vector = self.portal.call(self.model.forward, IMAGES[0])
-                self.check_vector(0)(vector)
+            self.portal.call(self.model.load)
+            vector = self.portal.call(self.model.forward, IMAGES[0])
+            self.check_vector(0)(vector)
             figures = self.portal.call(self.model.statistics)
             ended = figures.succeeded + figures.failed + figures.cancelled + figures.timed_out
             assert figures.submitted == ended

@@ -152,7 +152,7 @@ async def test_a_cancelled_load_keeps_what_arrived(hub: HubServer, cache_dir: Pa
         tasks.start_soon(model.load)
         await model.wait_for(lambda state: state.downloaded_bytes > 0)
         tasks.cancel_scope.cancel()
-    assert model.state.status is Status.IDLE
+    await model.wait_for(Status.IDLE)
     hub.bytes_per_second = None
     await model.load()
     assert hub.sent < 2 * len(PROGRAM)
@@ -194,7 +194,7 @@ async def test_promise_25_an_unknown_program_is_tried_once_in_a_child_process(
         tried.append(path)
         await real(path)
 
-    monkeypatch.setattr("aioembed.handle.remote.probe", noted)
+    monkeypatch.setattr("aioembed._loader.probe", noted)
     async with LoopbackServer(Plain(PROGRAM)) as server:  # type: ignore[arg-type]
         for _ in range(2):
             url = f"{server.origin}/model.pte"

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
-from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
+from PIL import Image
 
 from aioembed import ImageEmbeddings, Status
 from aioembed.errors import ExecutorchError, ForwardTimeout, InvalidConfig, ModelClosed
-from aioembed.handle import Inputs, LoadedModel, loaded
-from aioembed.handle.replicas import Replicas
-from aioembed.images import sources
 from aioembed.runtime import Program
 
 from ..programs import TINY_IMAGE
-from .conftest import Brake
+from .conftest import Brake, Prepared
 
 pytestmark = pytest.mark.anyio
 
@@ -35,73 +31,24 @@ class Turnstile:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = threading.Semaphore(0)
         self.passes = threading.Semaphore(0)
-        run = LoadedModel.run
+        start = Program.start
 
-        def counted(model: LoadedModel, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+        def counted(program: Program, *inputs: Any, method: str = "forward") -> None:
+            def begin() -> None:
+                assert self.passes.acquire(timeout=60)
+                start(program, *inputs, method=method)
+
             self.begun.release()
-            assert self.passes.acquire(timeout=60)
-            return run(model, batch)
+            threading.Thread(target=begin, daemon=True).start()
 
-        monkeypatch.setattr(LoadedModel, "run", counted)
+        monkeypatch.setattr(Program, "start", counted)
 
     async def wait_begun(self) -> None:
         await anyio.to_thread.run_sync(self.begun.acquire)
 
 
-class Copy:
-    """Stands in for a program; its runs can be held up."""
-
-    def __init__(self) -> None:
-        self.brake = Brake()
-        self.is_closed = False
-
-    def run(self, *_inputs: Any, method: str) -> tuple[Any, ...]:
-        self.brake.pass_through()
-        return (method, self)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-class Failing(Copy):
-    """Fails in every run."""
-
-    def run(self, *_inputs: Any, method: str) -> tuple[Any, ...]:
-        raise RuntimeError(f"native failure in {method}")
-
-
-async def test_a_run_takes_a_copy_that_is_free() -> None:
-    copies = [Copy(), Copy()]
-    replicas = Replicas(copies)  # type: ignore[arg-type]
-    ran: list[Any] = []
-
-    async def run() -> None:
-        ran.append((await anyio.to_thread.run_sync(lambda: replicas.run(method="forward")))[1])
-
-    copies[0].brake.hold()
-    copies[1].brake.hold()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        tasks.start_soon(run)
-        for copy in copies:
-            await copy.brake.wait_entered()
-        for copy in copies:
-            copy.brake.release()
-    assert set(ran) == set(copies)
-    assert len(replicas) == 2
-    replicas.close()
-    assert all(copy.is_closed for copy in copies)
-
-
-async def test_a_copy_whose_run_fails_is_free_again() -> None:
-    replicas = Replicas([Failing()])  # type: ignore[list-item]
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="native"):
-            await anyio.to_thread.run_sync(lambda: replicas.run(method="forward"))
-
-
 async def test_as_many_batches_run_at_once_as_there_are_replicas(
-    inference: Brake, pixels: Pixels
+    inference: Brake, prepared: Prepared, pixels: Pixels
 ) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as one:
         expected = await one.forward(pixels)
@@ -119,10 +66,7 @@ async def test_as_many_batches_run_at_once_as_there_are_replicas(
                 tasks.start_soon(call, model)
             await inference.wait_entered()
             await inference.wait_entered()
-            session = model._loading.session
-            assert session is not None
-            while session.scheduler.waiting < 3:
-                await checkpoint()
+            await prepared.wait(1 + 5)
             assert inference.calls == 3
             inference.release()
         figures = model.statistics()
@@ -216,27 +160,29 @@ async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
 
 
 async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
-    monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+    tmp_path: Path, pixels: Pixels
 ) -> None:
-    brake, opened = Brake(), sources._open
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    brake = Brake()
 
-    def held(*arguments: Any) -> Any:
-        brake.pass_through()
-        return opened(*arguments)
+    class Held:
+        def __fspath__(self) -> str:  # asked for by the worker thread
+            brake.pass_through()
+            return str(path)
 
-    monkeypatch.setattr(sources, "_open", held)
-    async with ImageEmbeddings(TINY_IMAGE, decode_threads=1) as model:
+    async with ImageEmbeddings(TINY_IMAGE, decode_threads=2) as model:
         await model.load()
         brake.hold()
         async with anyio.create_task_group() as tasks:
-            for _ in range(3):
-                tasks.start_soon(model.forward, pixels)
+            for _ in range(5):
+                tasks.start_soon(model.forward, Held())
             await brake.wait_entered()
-            while model._decoders.statistics().tasks_waiting < 2:
-                await checkpoint()
-            assert brake.calls == 1
+            await brake.wait_entered()
+            await anyio.wait_all_tasks_blocked()
+            assert brake.calls == 2
             brake.release()
-        assert model.statistics().succeeded == 3
+        assert brake.calls == 5
 
 
 @pytest.mark.parametrize(
@@ -246,10 +192,6 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
         {"replicas": None},
         {"replicas": "2"},
         {"replicas": 2, "threads": 2},
-        {"niceness": -1},
-        {"niceness": 20},
-        {"niceness": None},
-        {"niceness": True},
         {"decode_threads": 0},
         {"decode_threads": -1},
         {"max_wait": -0.001},
@@ -268,16 +210,15 @@ async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, A
 def note_programs(monkeypatch: pytest.MonkeyPatch, most: int = 9) -> list[Program]:
     """Return a list of all programs that are loaded from now on; more than `most` cannot be."""
     programs: list[Program] = []
+    load = Program.load
 
-    class Noted(Program):
-        @classmethod
-        def load(cls, path: Any, **options: Any) -> Any:
-            if len(programs) == most:
-                raise ExecutorchError("no memory", code=33, name="MemoryAllocationFailed", log=())
-            programs.append(Program.load(Path(path), **options))
-            return programs[-1]
+    def noted(path: Any, **options: Any) -> Program:
+        if len(programs) == most:
+            raise ExecutorchError("no memory", code=33, name="MemoryAllocationFailed", log=())
+        programs.append(load(path, **options))
+        return programs[-1]
 
-    monkeypatch.setattr(loaded, "Program", Noted)
+    monkeypatch.setattr(Program, "load", noted)
     return programs
 
 
@@ -288,24 +229,3 @@ def is_closed(program: Program) -> bool:
     except ModelClosed:
         return True
     return False
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({}, [1]), ({"niceness": 0}, [0]), ({"niceness": 7, "replicas": 2}, [7, 7])],
-    ids=str,
-)
-async def test_every_copy_gives_way_as_the_handle_says(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: list[int]
-) -> None:
-    load = Program.load
-    asked: list[int] = []
-
-    def spy(path: Path, *, threads: int | None, niceness: int) -> Program:
-        asked.append(niceness)
-        return load(path, threads=threads, niceness=niceness)
-
-    monkeypatch.setattr(Program, "load", spy)
-    async with ImageEmbeddings(TINY_IMAGE, **options) as model:
-        await model.load()
-    assert asked == expected

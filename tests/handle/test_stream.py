@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings
+from aioembed import EmbeddingStream, Err, ImageEmbeddings, Ok
 from aioembed.errors import (
     AioembedError,
     BatchItemFailed,
@@ -25,7 +25,6 @@ from aioembed.errors import (
     ModelFileUnreadable,
     ModelNotLoaded,
 )
-from aioembed.handle import EmbeddingStream, Err, Ok
 
 from ..programs import TINY_IMAGE
 from .conftest import Brake
@@ -314,14 +313,35 @@ async def test_a_load_that_failed_ends_the_stream_with_its_error(tmp_path: objec
         await collect(ImageEmbeddings(TINY_IMAGE).embed_stream([numbered(1)]))
 
 
-async def test_a_bare_loop_over_a_handle_that_was_not_entered_says_what_it_needs() -> None:
+async def test_a_handle_that_was_not_entered_has_streams_as_well() -> None:
     model = ImageEmbeddings(TINY_IMAGE)
     await model.load()
-    with pytest.raises(InvalidConfig, match="async with"):
-        async for _ in model.embed_stream([numbered(1)]):
-            pass
+    seen: list[int] = []
+    await drain(model.embed_stream([numbered(1), numbered(2)]), seen)
+    assert seen == [0, 1]
     assert len(await collect(model.embed_stream([numbered(1)]))) == 1
     await model.aclose()
+
+
+async def test_a_stream_that_has_begun_cannot_be_entered() -> None:
+    async with ImageEmbeddings(TINY_IMAGE) as model:
+        stream = model.embed_stream([numbered(1), numbered(2)])
+        await anext(stream)
+        with pytest.raises(InvalidConfig, match="begun"):
+            await stream.__aenter__()
+        await stream.aclose()
+
+
+async def test_an_input_that_closes_the_handle_ends_its_own_stream() -> None:
+    async def closing(model: ImageEmbeddings) -> AsyncIterator[Pixels]:
+        yield numbered(1)
+        await model.aclose()
+        yield numbered(2)
+
+    model = ImageEmbeddings(TINY_IMAGE)
+    await model.load()
+    with anyio.fail_after(30), pytest.raises(ModelClosed):
+        await drain(model.embed_stream(closing(model)), [])
 
 
 async def test_a_stream_waits_where_a_call_is_refused(inference: Brake) -> None:

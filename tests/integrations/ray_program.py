@@ -59,7 +59,8 @@ class Telling(ImageEmbedder):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         done = super().__call__(batch)
-        told = f"{self._model._loader._options.threads} {int(self._model._decoders.total_tokens)}"
+        options = self._model._options
+        told = f"{options.threads} {options.decode_threads}"
         told += f" {thread_count()} {os.getpid()}"
         return done.append_column("told", pa.array([told] * done.num_rows))
 

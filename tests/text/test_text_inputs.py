@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aioembed.handle import LoadedModel, ModelContract
-from aioembed.handle.replicas import Replicas
-from aioembed.handle.text_inputs import TextInputs
+from aioembed._loader import LoadedModel
+from aioembed._signature import ModelContract
+from aioembed._text_inputs import TextInputs
 from aioembed.models import EmbeddingSpace
 from aioembed.runtime import MethodInfo, TensorInfo
 from aioembed.tokenize import Tokenizer
@@ -59,13 +60,20 @@ class _Recording:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.completion_fd, self._ended = os.pipe()
+        self._ids: NDArray[np.int64] = np.zeros((0, 0), np.int64)
 
-    def run(self, ids: NDArray[np.int64], method: str = "forward") -> tuple[NDArray[Any]]:
+    def start(self, ids: NDArray[np.int64], method: str = "forward") -> None:
         self.calls.append((method, ids.shape))
-        return (np.eye(8, dtype=np.float32)[ids[:, 0]],)
+        self._ids = ids
+        os.write(self._ended, b"x")
+
+    def collect(self) -> tuple[NDArray[Any]]:
+        os.read(self.completion_fd, 1)
+        return (np.eye(8, dtype=np.float32)[self._ids[:, 0]],)
 
 
-def _batching_model(program: _Recording) -> LoadedModel:
+def _batching_model(program: Any) -> LoadedModel:
     forward = MethodInfo(
         "forward",
         inputs=(TensorInfo((1, 77), "int64", dynamic=True),),
@@ -82,7 +90,7 @@ def _batching_model(program: _Recording) -> LoadedModel:
         max_batch=4,
         metadata=None,
     )
-    return LoadedModel(Replicas([program]), contract)  # type: ignore[list-item]
+    return LoadedModel([program], contract)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +100,13 @@ def _batching_model(program: _Recording) -> LoadedModel:
         ([3, 5], [("forward", (1, 3)), ("forward", (1, 5))]),
     ],
 )
-def test_only_texts_of_one_length_go_into_one_call(
+@pytest.mark.anyio
+async def test_only_texts_of_one_length_go_into_one_call(
     lengths: list[int], calls: list[tuple[str, tuple[int, int]]]
 ) -> None:
     program = _Recording()
     batch = [(np.full((1, length), place),) for place, length in enumerate(lengths)]
-    vectors = _batching_model(program).run(batch)
+    model = _batching_model(program)
+    vectors = await model.run(model.programs[0], batch)
     assert program.calls == calls
     assert [int(vector.argmax()) for vector in vectors] == [0, 1]

@@ -13,10 +13,10 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from aioembed._loader import model_resources
 from aioembed._packed import PackedFolder, PackedRecord
 from aioembed.download import Cache, CachedFile
 from aioembed.errors import IntegrityError
-from aioembed.handle.remote import model_resources
 from aioembed.models import MODELS
 
 from . import ExitCode

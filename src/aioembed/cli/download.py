@@ -17,9 +17,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from aioembed._loader import model_resources
 from aioembed.download import Cache, CachedFile, Fetcher, Resource
 from aioembed.download import Progress as Snapshot
-from aioembed.handle.remote import model_resources
 from aioembed.models import ModelSpec, local_file, resolve_model
 
 from .common import DebugOption, guarded, warn, write_result

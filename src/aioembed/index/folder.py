@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from .._tasks import BlockingCall
 from ..errors import AioembedError, FileReadFailed, InvalidUserInput, shorten
-from ..handle import Ok
 from ..image import ImageEmbeddings
 from ..images import SourcePolicy, read_file
+from ..stream import Ok
 from .database import Database, FileRecord
 
 __all__ = ["ALWAYS_EXCLUDED", "FolderSync", "OnProgress", "SyncReport", "is_unchanged", "walk"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._signature import ModelContract
-from ..errors import ExecutorchError, InvalidProgram, TokenizerError, shorten
-from ..models import ModelSpec, Tokenization
-from ..runtime import Program
-from ..tokenize import Tokenizer, Tokens
-from .files import ModelFiles
+from ._signature import ModelContract
+from .errors import ExecutorchError, InvalidProgram, TokenizerError, shorten
+from .models import ModelSpec, Tokenization
+from .runtime import Program
+from .tokenize import Tokenizer, Tokens
 
 __all__ = ["TextInputs"]
 
@@ -42,9 +42,15 @@ class TextInputs:
 
     @classmethod
     def load(
-        cls, program: Program, contract: ModelContract, spec: ModelSpec, files: ModelFiles
+        cls, program: Program, contract: ModelContract, spec: ModelSpec, path: Path | None
     ) -> Self:
         """Load a text program's tokenizer and try both on each other.
+
+        Args:
+            program: The loaded program.
+            contract: What it takes and gives.
+            spec: What is known of it from outside.
+            path: Of its `tokenizer.json`, where one is known.
 
         Raises:
             InvalidProgram: The program's inputs are no token ids.
@@ -53,7 +59,7 @@ class TextInputs:
         """
         _check_inputs(contract, spec)
         ids, metadata = contract.forward.inputs[0], contract.metadata
-        if files.tokenizer is None:
+        if path is None:
             raise TokenizerError(
                 f"no tokenizer.json is known for {shorten(spec.name)}: put it beside the program, "
                 "or name it with tokenizer="
@@ -62,13 +68,13 @@ class TextInputs:
         context_length = metadata.context_length if metadata else None
         tokenization = metadata.tokenization if metadata else None
         tokenizer = Tokenizer.load(
-            files.tokenizer,
+            path,
             sha256=sha256 or spec.tokenizer_sha256,
             lowercase=tokenization is not None and tokenization.lowercase,
         )
         if tokenization is None and tokenizer.special_tokens != _CLIP_SPECIAL_TOKENS:
             raise TokenizerError(
-                f"{shorten(files.tokenizer)} puts no start in front of a text, as CLIP's does: it "
+                f"{shorten(path)} puts no start in front of a text, as CLIP's does: it "
                 f"does not belong to {shorten(spec.name)}"
             )
         text = cls(

@@ -1,0 +1,391 @@
+"""Brings a model from its source to a loaded program: locate, verify, try in a child, load."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+
+from ._probe import probe, probe_once
+from ._signature import ModelContract, read_contract
+from ._tasks import BlockingCall, to_end
+from ._text_inputs import TextInputs
+from .errors import (
+    IntegrityError,
+    InvalidConfig,
+    InvalidProgram,
+    ModelFileUnreadable,
+    NotActive,
+    ProbeFailed,
+    shorten,
+)
+from .folders import cache_folder
+from .models import ModelSpec, Preprocessing, local_file, local_path
+from .runtime import Program, check_program_file, set_thread_count
+from .state import Lifecycle, Status
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .download import (
+        Cache,
+        CachedFile,
+        DownloadControl,
+        Fetcher,
+        Progress,
+        Resource,
+    )
+
+__all__ = ["Inputs", "LoadOptions", "LoadedModel", "Loader", "model_resources"]
+
+Inputs = tuple[NDArray[Any], ...]
+"""The tensors of one item, each with a first axis of 1."""
+
+_TOKENIZER = "tokenizer.json"
+_LARGE = 1 << 20
+"""Bytes that take longer to copy than to hand to a worker thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a handle's model is fetched, loaded and run; the handles document each option.
+
+    Raises:
+        InvalidConfig: An option out of its range, or several copies of several threads each.
+    """
+
+    threads: int | None = None
+    decode_threads: int | None = None
+    replicas: int = 1
+    max_wait: float = 0.0
+    cache_dir: str | os.PathLike[str] | None = None
+    offline: bool | None = None
+    http_client: httpx.AsyncClient | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "decode_threads", "replicas"):
+            count: object = getattr(self, name)
+            is_left_out = count is None and name != "replicas"
+            is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+            if not is_left_out and not is_count:
+                raise InvalidConfig(f"{name} must be a number of at least 1, not {count!r}")
+        if self.replicas > 1 and self.threads not in {None, 1}:
+            raise InvalidConfig(
+                f"replicas={self.replicas} are copies of one thread each, which leaves nothing "
+                f"for threads={self.threads} to mean: give one of both"
+            )
+        wait: object = self.max_wait
+        if not isinstance(wait, int | float) or isinstance(wait, bool) or not 0 <= wait < math.inf:
+            raise InvalidConfig(f"max_wait must be a number of seconds from 0 on, not {wait!r}")
+
+
+# --- the loaded model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A program and its contract.
+
+    Attributes:
+        programs: Copies of the program: as many batches at the same time as there are.
+        contract: What it takes and gives.
+        text: Makes the inputs of a text program; None for images.
+    """
+
+    programs: Sequence[Program]
+    contract: ModelContract
+    text: TextInputs | None = None
+
+    @classmethod
+    def load(cls, files: ModelFiles, spec: ModelSpec, options: LoadOptions) -> LoadedModel:
+        """Load a program and read its contract. Blocks.
+
+        Raises:
+            ModelError: The file, the program or its contract is at fault.
+            TokenizerError: A text program's tokenizer is missing or does not belong to it.
+            MissingExtra: A text program, and `tokenizers` is not installed.
+            InvalidConfig: The pool's size can no longer change.
+        """
+        threads = options.threads
+        with ExitStack() as undo:
+            if threads is not None and threads > 1:
+                set_thread_count(threads)
+            alone = 1 if threads == 1 or options.replicas > 1 else None
+            programs: list[Program] = []
+            for _ in range(options.replicas):
+                programs.append(Program.load(files.model, threads=alone))
+                undo.callback(programs[-1].close)
+            contract = read_contract(
+                programs[0],
+                spec,
+                preprocessing=options.preprocessing,
+                file_sha256=files.sha256,
+            )
+            text = None
+            if contract.modality == "text":
+                text = TextInputs.load(programs[0], contract, spec, files.tokenizer)
+            undo.pop_all()
+        return cls(tuple(programs), contract, text)
+
+    async def run(self, program: Program, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+        """Embed the items of a batch on one of the copies; once begun, to its end.
+
+        Returns:
+            A float32 vector `(embedding_dim,)` of length 1 for each item.
+
+        Raises:
+            ModelError: The program refused the input or returned no embedding.
+        """
+        if len(batch) > 1 and self.contract.max_batch > 1 and _is_stackable(batch):
+            stacked = await _stacked(batch)
+            output = await _run(program, stacked, self.contract.batch_method)
+            return list(self.contract.embeddings(output, len(batch)))
+        return [await self._run_one(program, inputs) for inputs in batch]
+
+    async def _run_one(self, program: Program, inputs: Inputs) -> NDArray[np.float32]:
+        shapes = [info.shape for info in self.contract.forward.inputs]
+        fitted = [
+            tensor[0] if tensor.ndim == len(shape) + 1 else tensor
+            for tensor, shape in zip(inputs, shapes, strict=True)
+        ]
+        output = await _run(program, fitted, self.contract.forward.name)
+        return self.contract.embeddings(output, 1).reshape(-1)
+
+    def close(self) -> None:
+        """Free the programs' memory, when the runs in flight have ended. Blocks."""
+        for program in self.programs:
+            program.close()
+
+
+async def _run(program: Program, inputs: Sequence[NDArray[Any]], method: str) -> NDArray[Any]:
+    """Run a program on its own native thread; no Python thread waits for it."""
+    program.start(*inputs, method=method)
+    await to_end(lambda: anyio.wait_readable(program.completion_fd))
+    return program.collect()[0]
+
+
+def _is_stackable(batch: Sequence[Inputs]) -> bool:
+    """Whether all items have one shape; texts have not where their lengths differ."""
+    return len({inputs[0].shape for inputs in batch}) == 1
+
+
+async def _stacked(batch: Sequence[Inputs]) -> list[NDArray[Any]]:
+    """Return the items' tensors as one each; large ones are copied in a worker thread."""
+
+    def stack() -> list[NDArray[Any]]:
+        return [np.concatenate(tensors) for tensors in zip(*batch, strict=True)]
+
+    if len(batch) * sum(tensor.nbytes for tensor in batch[0]) < _LARGE:
+        return stack()
+    return await BlockingCall(stack).run()
+
+
+# --- files
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a model, on this machine.
+
+    Attributes:
+        model: The `.pte` file.
+        sha256: Returns its hash; may have to read the file, so call it in a worker thread.
+        tokenizer: The `tokenizer.json` of a text model, where one is known.
+    """
+
+    model: Path
+    sha256: Callable[[], str]
+    tokenizer: Path | None = None
+
+
+def _local_files(spec: ModelSpec, path: Path) -> ModelFiles:
+    """Return the files of a model that lies at `path`; blocks where its hash must be checked.
+
+    Raises:
+        ModelFileUnreadable: The file cannot be read.
+        IntegrityError: Its hash is not the one the spec gives.
+    """
+    if spec.sha256 is not None and (found := _file_sha256(path)) != spec.sha256:
+        raise IntegrityError(
+            f"{shorten(path)} has sha256 {found[:12]}…, but {spec.name} is {spec.sha256[:12]}…: "
+            "the file is damaged or another one; fetch or install it again"
+        )
+    tokenizer = path.with_name(_TOKENIZER)
+    if spec.tokenizer_source is not None:
+        return ModelFiles(path, partial(_file_sha256, path), local_file(spec.tokenizer_source))
+    is_known = spec.modality == "text" and tokenizer.is_file()
+    return ModelFiles(path, partial(_file_sha256, path), tokenizer if is_known else None)
+
+
+def _cached_files(spec: ModelSpec, files: Sequence[CachedFile]) -> ModelFiles:
+    """Return the files of a model that was fetched; its program is the first."""
+    program, *others = files
+    named = spec.tokenizer_source
+    tokenizer = others[0].path if others else named and local_file(named)
+    return ModelFiles(program.path, lambda: program.sha256, tokenizer or None)
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise ModelFileUnreadable(
+            f"cannot read the model at {shorten(path)}: {exc.strerror}"
+        ) from exc
+
+
+def model_resources(spec: ModelSpec) -> list[Resource]:
+    """Return what of a model must be fetched: its program and, for text, its tokenizer."""
+    from .download import Resource  # noqa: PLC0415  # brings httpx
+
+    wanted = []
+    if local_file(spec.source) is None:
+        # The hash decides; a published size alone may be that of another version.
+        wanted.append(Resource(spec.source, sha256=spec.sha256, expected_size=spec.size_bytes))
+    tokenizer = spec.tokenizer_source
+    if tokenizer is not None and local_file(tokenizer) is None:
+        wanted.append(Resource(tokenizer, sha256=spec.tokenizer_sha256))
+    return wanted
+
+
+# --- the load
+
+
+class Loader:
+    """Loads one model, again and again where it must.
+
+    Args:
+        spec: Of the model.
+        options: How to fetch and load it.
+        lifecycle: Moved to `downloading`, where a fetch is needed, and to `loading`.
+    """
+
+    def __init__(self, spec: ModelSpec, options: LoadOptions, lifecycle: Lifecycle) -> None:
+        self._spec = spec
+        self._options = options
+        self._lifecycle = lifecycle
+        self._control: DownloadControl | None = None
+
+    async def load(self) -> LoadedModel:
+        """Return the loaded model.
+
+        Raises:
+            ResourceError: The files could not be fetched.
+            ModelError: The file or the program in it is at fault.
+            TokenizerError: A text model's tokenizer is missing or does not belong to it.
+            MissingExtra: A text model, and `tokenizers` is not installed.
+            InvalidConfig: The thread pool's size can no longer change.
+        """
+        path = local_path(self._spec)
+        if path is None:
+            files = await self._fetch()
+        else:
+            self._lifecycle.move(Status.LOADING, download_progress=1.0)
+            files = await BlockingCall(partial(_local_files, self._spec, path)).run()
+            if self._spec.sha256 is None:
+                await probe_once(path, cache_folder(self._options.cache_dir))
+        call = BlockingCall(partial(LoadedModel.load, files, self._spec, self._options))
+        try:
+            return await call.run()
+        except BaseException:
+            if call.result is not None:
+                await to_end(BlockingCall(call.result.close).run)
+            raise
+
+    def pause(self) -> None:
+        """Pause the download: the connection is closed, and what arrived is kept.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyPaused: It is paused.
+        """
+        self._active_download().pause()
+        self._lifecycle.update(is_paused=True, download_rate=0.0, download_eta=None)
+
+    def resume(self) -> None:
+        """Go on with a paused download.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyOngoing: It is not paused.
+        """
+        self._active_download().resume()
+        self._lifecycle.update(is_paused=False)
+
+    def cancel(self) -> None:
+        """End the download; the load fails with `DownloadCancelled`.
+
+        Raises:
+            NotActive: No download is under way.
+        """
+        self._active_download().cancel()
+
+    def _active_download(self) -> DownloadControl:
+        if self._control is None:
+            raise NotActive("no download is under way")
+        return self._control
+
+    async def _fetch(self) -> ModelFiles:
+        """Return the files, from the cache or from their servers."""
+        lifecycle = self._lifecycle
+        cache, fetcher, control = await BlockingCall(self._open_resources).run()
+        wanted = model_resources(self._spec)
+        files = await fetcher.find_cached(wanted)
+        if files is None:
+            lifecycle.move(Status.DOWNLOADING, download_progress=0.0)
+            self._control = control
+            try:
+                files = await fetcher.fetch(wanted, on_progress=self._report, control=control)
+            finally:
+                self._control = None
+        size = sum(file.size for file in files)
+        lifecycle.move(
+            Status.LOADING,
+            download_progress=1.0,
+            downloaded_bytes=size,
+            total_bytes=size,
+            download_rate=0.0,
+            download_eta=None,
+            is_paused=False,
+        )
+        program = files[0]
+        if not program.trusted and not program.probed:
+            try:  # once; one that fails is deleted, so that the next load fetches it again
+                await BlockingCall(partial(check_program_file, program.path)).run()
+                await probe(program.path)
+            except (InvalidProgram, ProbeFailed):
+                await cache.delete(program)
+                raise
+            await cache.mark_probed(program)
+        return _cached_files(self._spec, files)
+
+    def _report(self, progress: Progress) -> None:
+        if self._lifecycle.status is Status.DOWNLOADING:
+            self._lifecycle.update(
+                download_progress=progress.fraction,
+                downloaded_bytes=progress.received,
+                total_bytes=progress.total,
+                download_rate=progress.rate,
+                download_eta=progress.eta,
+            )
+
+    def _open_resources(self) -> tuple[Cache, Fetcher, DownloadControl]:
+        # Imported here, since httpx costs 16 MB that models on this machine never need.
+        from .download import Cache, DownloadControl, Fetcher  # noqa: PLC0415
+
+        options = self._options
+        cache = Cache(options.cache_dir)
+        fetcher = Fetcher(cache, http_client=options.http_client, offline=options.offline)
+        return cache, fetcher, DownloadControl()

@@ -1,0 +1,842 @@
+"""The async handle that every modality shares: its life, its observers, its callers."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, overload
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+
+from ._batcher import Batcher
+from ._loader import Inputs, LoadedModel, Loader, LoadOptions
+from ._signature import ModelContract
+from ._tasks import BlockingCall, Loop, Task, current_loop, has_ended, is_stopped, spawn, to_end
+from .errors import (
+    AioembedError,
+    BatchItemFailed,
+    DownloadCancelled,
+    ForwardTimeout,
+    InternalError,
+    InvalidConfig,
+    InvalidUserInput,
+    ModelBusy,
+    ModelClosed,
+    ModelNotLoaded,
+    ProgramLost,
+    WrongEventLoop,
+    shorten,
+)
+from .models import (
+    EmbeddingSpace,
+    Modality,
+    ModelSource,
+    ModelSpec,
+    ProgramMetadata,
+    resolve_model,
+)
+from .runtime import Program, available_cpus
+from .state import Lifecycle, ModelState, Status
+from .statistics import CallRecorder, CallTiming, Outcome, Statistics, Stopwatch
+from .stream import (
+    EmbeddingStream,
+    Err,
+    Items,
+    Pipeline,
+    is_iterable_of_items,
+    keyed_items,
+)
+
+__all__ = ["EmbeddingHandle", "Inputs", "LoadOptions", "LoadedModel", "OnBusy", "OnCall", "Session"]
+
+_logger = logging.getLogger("aioembed.handle")
+
+InputT = TypeVar("InputT")
+KeyT = TypeVar("KeyT")
+Embedding = NDArray[np.float32]
+OnBusy = Literal["wait", "raise"]
+OnCall = Callable[[CallTiming], object]
+
+_STREAM_CONCURRENCY = 64
+_MOST_FETCHED = 64
+
+
+class _Job(NamedTuple):
+    """One item's inputs, and what times it."""
+
+    inputs: Inputs
+    stopwatch: Stopwatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """A loaded model and what runs it on one event loop.
+
+    Attributes:
+        model: The program and its contract.
+        batcher: Runs the model on prepared inputs.
+        prepared: Bounds how many items are prepared, or wait prepared, at the same time.
+        fetched: Bounds how many are fetched, or wait fetched, at the same time.
+        decoders: Bounds how many worker threads prepare items.
+    """
+
+    model: LoadedModel
+    batcher: Batcher[Program, _Job, Embedding]
+    prepared: anyio.Semaphore
+    fetched: anyio.Semaphore
+    decoders: anyio.CapacityLimiter
+
+
+class EmbeddingHandle(ABC, Generic[InputT]):
+    """A model whose life anyone can observe. Making one does no I/O.
+
+    Open, it belongs to one event loop. Used with `async with`, it loads in the background as
+    soon as it is entered and is closed at the end; without, call `load` and `aclose` yourself.
+    Either opens a closed handle again, on the caller's event loop.
+    """
+
+    modality: ClassVar[Modality]
+
+    def __init__(
+        self,
+        model_source: ModelSource,
+        *,
+        options: LoadOptions,
+        prevent_load: bool,
+        max_pending: int,
+        on_busy: OnBusy,
+        on_call: OnCall | None = None,
+    ) -> None:
+        self._spec = resolve_model(model_source, modality=self.modality)
+        if self._spec.modality != self.modality:
+            raise InvalidConfig(
+                f"{self._spec.name} embeds {self._spec.modality}s; "
+                f"{type(self).__name__} embeds {self.modality}s"
+            )
+        _check_count("max_pending", max_pending)
+        if on_busy not in {"wait", "raise"}:
+            raise InvalidConfig(f"on_busy is 'wait' or 'raise', not {on_busy!r}")
+        self._options = options
+        self._prevent_load = prevent_load
+        self._lifecycle = Lifecycle()
+        self._loader = Loader(self._spec, options, self._lifecycle)
+
+        self._home: Loop | None = None
+        self._entered = False
+        self._session: Session | None = None
+        self._load: Task[None] | None = None
+        self._load_wanted = 0
+        self._close: Task[bool] | None = None
+        self._streams: set[Pipeline[Any, InputT]] = set()
+
+        self._most_pending = 1 if on_busy == "raise" else max_pending
+        self._on_call = on_call
+        self._recorder = CallRecorder()
+        self._pending = 0
+        self._wanting: deque[anyio.Event] = deque()
+
+    def __repr__(self) -> str:
+        """The model's name and its status."""
+        return f"<{type(self).__name__} {self._spec.name!r}: {self.state.status}>"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is known of the model from outside."""
+        return self._spec
+
+    # --- observing
+
+    @property
+    def state(self) -> ModelState:
+        """What the model is doing now: a frozen value, the same object until it changes.
+
+        May be read from any thread.
+        """
+        return self._lifecycle.value
+
+    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call `callback`, without arguments, after every change of `state`.
+
+        Changes of status are published immediately, mere figures (queue depth, download rate) at
+        most once per turn of the event loop.
+
+        Args:
+            callback: Called on the event loop's thread; must not block. If it raises, that is
+                logged and does not affect the others.
+
+        Returns:
+            A function that ends the subscription.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        return self._lifecycle.subscribe(callback)
+
+    def states(self) -> AsyncIterator[ModelState]:
+        """Iterate over the current state, then the latest ones, up to and including `closed`.
+
+        A reader that is slower than the changes skips the ones in between and holds up nobody.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        return self._lifecycle.values(self._check_loop)
+
+    async def wait_for(self, condition: Status | str | Callable[[ModelState], bool]) -> ModelState:
+        """Wait until the model is in a status, or a condition holds, and return that state.
+
+        A state that lasts shorter than the event loop's turn may be missed.
+
+        Args:
+            condition: A status, its name, or a function of the state.
+
+        Raises:
+            ModelClosed: The model was closed, so that it cannot come true any more.
+            InvalidConfig: No status has that name.
+            WrongEventLoop: The handle is open on another event loop.
+            AioembedError: The load failed or its download was cancelled, and only another load
+                could change that: this is its error.
+        """
+        wanted = condition if callable(condition) else _status(condition)
+        load = self._load
+        async for state in self.states():
+            if wanted(state) if callable(wanted) else state.status is wanted:
+                return state
+            if wanted is Status.CLOSED:
+                continue
+            if state.status is Status.FAILED and state.error is not None:
+                raise state.error.with_traceback(None)
+            if load is not None and load.done and isinstance(load.error, DownloadCancelled):
+                raise load.error.with_traceback(None)
+            load = self._load
+        raise ModelClosed("the model was closed before the awaited state came")
+
+    # --- opening and closing
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        if self._entered:
+            raise InvalidConfig(f"{self!r} is in use by another `async with` already")
+        self._entered = True
+        if not self._prevent_load:
+            self._start_load()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def load(self) -> None:
+        """Fetch and load the model; return immediately if it is loaded.
+
+        Concurrent callers share one load. After an error, or after `aclose`, call it again to
+        load again. The load ends when the last caller is cancelled, unless an `async with` asked
+        for it as well; what was downloaded is kept.
+
+        Raises:
+            ResourceError: The model's files could not be fetched; `DownloadCancelled` where
+                `cancel_download` ended the download.
+            ModelError: The file or the program in it is at fault.
+            TokenizerError: A text model's tokenizer is missing or does not belong to it.
+            MissingExtra: A text model, and `tokenizers` is not installed.
+            InvalidConfig: The size of the thread pool can no longer change.
+            ModelClosed: The handle was closed meanwhile.
+            WrongEventLoop: The handle is open on another event loop.
+            InternalError: Something that nobody foresaw; its cause says what.
+        """
+        self._open()
+        await self._loaded()
+
+    def pause_download(self) -> None:
+        """Pause the download: the connection is closed, and what arrived is kept.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyPaused: It is paused.
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        self._loader.pause()
+
+    def resume_download(self) -> None:
+        """Go on with a paused download.
+
+        Raises:
+            NotActive: No download is under way.
+            AlreadyOngoing: It is not paused.
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        self._loader.resume()
+
+    def cancel_download(self) -> None:
+        """End the download: who waits for it gets `DownloadCancelled`, the model is idle again.
+
+        What arrived is kept, and `load` goes on from there.
+
+        Raises:
+            NotActive: No download is under way.
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        self._loader.cancel()
+
+    async def aclose(self) -> None:
+        """Wait for the inference in flight, refuse what waits, and free the memory.
+
+        Idempotent; concurrent callers return together. `load` or `async with` opens the handle
+        again.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        if self._has_lost_its_loop():
+            self._move_home()
+        self._check_loop()
+        while self._lifecycle.status is not Status.CLOSED:
+            if self._close is None or self._close.done:
+                self._home = current_loop()
+                try:
+                    self._close = spawn(self._shut_down, name=f"aioembed close {self._spec.name}")
+                except ModelClosed:  # trio's run is ending, which waits for this caller alone
+                    await to_end(self._shut_down)
+                    break
+            close = self._close
+            with anyio.CancelScope(shield=True):
+                await close.wait()
+            if isinstance(close.error, Exception):
+                raise close.error
+            if close.result:
+                break
+
+    # --- embedding
+
+    async def forward(self, item: InputT, *, timeout: float | None = None) -> Embedding:
+        """Embed one item; subclasses say what it may be."""
+        self._check_loop()
+        _check_timeout(timeout)
+        if self._pending >= self._most_pending:
+            self._recorder.refused()
+            raise ModelBusy(
+                f"{self._pending} calls wait or run and {self._most_pending} is the most: try "
+                "again later",
+                pending=self._pending,
+            )
+        with self._counted() as stopwatch:
+            if timeout is None:
+                return await self._embed(item, stopwatch)
+            with anyio.move_on_after(timeout):
+                return await self._embed(item, stopwatch)
+            raise ForwardTimeout(
+                f"no embedding within {timeout:g} s: allow more, or lower max_pending so that "
+                "calls are refused earlier"
+            )
+
+    @overload
+    def embed_stream(
+        self,
+        items: Items[InputT],
+        *,
+        keyed: Literal[False] = False,
+        ordered: bool = True,
+        concurrency: int | None = None,
+        skip: Container[int] = (),
+    ) -> EmbeddingStream[int]: ...
+    @overload
+    def embed_stream(
+        self,
+        items: Items[tuple[KeyT, InputT]],
+        *,
+        keyed: Literal[True],
+        ordered: bool = True,
+        concurrency: int | None = None,
+        skip: Container[KeyT] = (),
+    ) -> EmbeddingStream[KeyT]: ...
+    def embed_stream(
+        self,
+        items: Items[Any],
+        *,
+        keyed: bool = False,
+        ordered: bool = True,
+        concurrency: int | None = None,
+        skip: Container[Any] = (),
+    ) -> EmbeddingStream[Any]:
+        """Embed any number of items in bounded memory, each failing alone.
+
+        Iterate over what it returns, best inside `async with`:
+
+            async with model.embed_stream(paths) as results:
+                async for result in results:
+                    match result:
+                        case Ok(key, embedding): ...
+                        case Err(key, error): ...
+
+        The input is read only as fast as results are: at most `concurrency` items are under way
+        or wait to be read. A stream waits where a single call would be refused with `ModelBusy`.
+        What the input raises arrives after the results before it. If the model cannot be loaded,
+        is closed meanwhile or lost by the runtime, or memory runs out, the iteration raises that.
+
+        To resume, remember the keys of the results, and pass them as `skip` with the same input.
+
+        Args:
+            items: What `forward` takes, in any iterable or async iterable; a plain one is
+                advanced on the event loop, so it must not block.
+            keyed: `items` are pairs `(key, item)`. Otherwise keys are places, from 0.
+            ordered: Results come in the order of the input; otherwise as they get ready.
+            concurrency: Most items between input and consumer, 64 by default. What fetches from
+                slow servers profits from more.
+            skip: Keys whose items are passed over.
+
+        Raises:
+            InvalidConfig: `concurrency` is not a number of at least 1.
+            InvalidUserInput: `items` is not an iterable, or is one item.
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        wanted = _STREAM_CONCURRENCY if concurrency is None else concurrency
+        _check_count("concurrency", wanted)
+        pairs = keyed_items(items, keyed=keyed, skip=skip)
+
+        async def begin() -> None:
+            self._check_loop()
+            await self._ready_session()
+
+        def start() -> Pipeline[Any, InputT]:
+            pipeline = Pipeline(
+                pairs,
+                begin=begin,
+                embed=self._embed_when_admitted,
+                is_fatal=self._is_fatal,
+                on_end=self._streams.discard,
+                ordered=ordered,
+                concurrency=min(wanted, self._most_pending),
+            )
+            self._streams.add(pipeline)
+            return pipeline
+
+        return EmbeddingStream(start, self._check_loop)
+
+    async def forward_batch(self, items: Iterable[InputT]) -> NDArray[np.float32]:
+        """Embed several items.
+
+        Args:
+            items: What `forward` takes each. An array of images is uint8 `(n, height, width, 3)`.
+
+        Returns:
+            float32 `(n, embedding_dim)`, rows of length 1 in the order of the items.
+
+        Raises:
+            BatchItemFailed: One of them failed; the others are given up. `embed_stream` keeps
+                their vectors.
+            InvalidUserInput: `items` is not an iterable, or is one item.
+            ModelNotLoaded: No load was started.
+            ModelClosed: The handle was closed.
+            WrongEventLoop: The handle is open on another event loop.
+            AioembedError: The load that this call waited for failed.
+        """
+        if not is_iterable_of_items(items, Iterable):
+            raise InvalidUserInput(
+                f"a {type(items).__name__} is not an iterable of items: pass a list of them"
+            )
+        listed = list(items)
+        self._check_loop()
+        await self._ready_session()
+        rows = np.empty((len(listed), self.embedding_dim), np.float32)
+        async with self.embed_stream(listed, ordered=False) as results:
+            async for result in results:
+                if isinstance(result, Err):
+                    raise _batch_failure(result, listed[result.key]) from result.error
+                rows[result.key] = result.embedding
+        return rows
+
+    def statistics(self) -> Statistics:
+        """Return what has been done since the handle was made, as a frozen value."""
+        return self._recorder.snapshot(pending=self._pending)
+
+    # --- what is known once loaded
+
+    @property
+    def embedding_dim(self) -> int:
+        """Values per vector.
+
+        Raises:
+            ModelNotLoaded: Not loaded, and the model's spec does not say.
+        """
+        if self._session is None and self._spec.embedding_dim is not None:
+            return self._spec.embedding_dim
+        return self._contract.embedding_dim
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space the vectors live in: vectors of different spaces do not compare.
+
+        Raises:
+            ModelNotLoaded: The space is known once the model is loaded.
+        """
+        return self._contract.space
+
+    @property
+    def space_id(self) -> str:
+        """Fingerprint of weights, preprocessing and normalisation; `space.id`.
+
+        Raises:
+            ModelNotLoaded: The space is known once the model is loaded.
+        """
+        return self.space.id
+
+    @property
+    def metadata(self) -> ProgramMetadata | None:
+        """What the program says of itself; None for one that was not exported by this library.
+
+        Raises:
+            ModelNotLoaded: It is known once the model is loaded.
+        """
+        return self._contract.metadata
+
+    @property
+    def _contract(self) -> ModelContract:
+        if self._session is None:
+            raise ModelNotLoaded("the model is not loaded: await load() first")
+        return self._session.model.contract
+
+    # --- which event loop
+
+    def _is_open(self) -> bool:
+        """Whether anything of the handle lives on its event loop."""
+        is_loading = self._load is not None and not self._load.done
+        return self._entered or is_loading or self._session is not None or self._close is not None
+
+    def _has_lost_its_loop(self) -> bool:
+        """Whether the handle was left open on an event loop that has ended."""
+        return self._is_open() and self._home is not current_loop() and has_ended(self._home)
+
+    def _check_loop(self) -> None:
+        """Refuse a call from another event loop than the one that the handle is open on."""
+        if not self._is_open() or (loop := current_loop()) is self._home:
+            return
+        if has_ended(self._home):
+            raise WrongEventLoop(
+                f"the event loop that {self!r} was opened on has ended: await load(), or use "
+                "`async with`, to open it on this one"
+            )
+        if loop is None and is_stopped(self._home):
+            return
+        raise WrongEventLoop(
+            f"{self!r} is open on another event loop, where alone it can be used: call it there, "
+            "from another thread with anyio.from_thread.BlockingPortal, or open a handle for each "
+            "event loop"
+        )
+
+    def _open(self) -> None:
+        """Make the caller's event loop the handle's, if it is not open on another."""
+        if self._has_lost_its_loop():
+            self._move_home()
+        self._check_loop()
+        if self._close is not None:
+            raise ModelClosed(f"{self!r} is being closed: wait for aclose() to return")
+        self._home = current_loop()
+        if self._lifecycle.status is Status.CLOSED:
+            self._lifecycle.move(Status.IDLE, **_NOTHING_DONE)
+
+    def _move_home(self) -> None:
+        """Go on after the event loop ended with the handle open: what ran there ended with it."""
+        self._home = current_loop()
+        self._entered = False
+        self._load = self._close = None
+        self._load_wanted = 0
+        self._streams.clear()
+        if self._session is not None:
+            self._session = self._make_session(self._session.model)
+            if self._lifecycle.status is Status.GENERATING:
+                self._lifecycle.move(Status.READY)
+        elif self._lifecycle.status in {Status.DOWNLOADING, Status.LOADING}:
+            self._lifecycle.move(Status.IDLE, is_paused=False)
+
+    # --- the load
+
+    async def _ready_session(self) -> Session:
+        """Return the session, once the load that was asked for has come to it."""
+        if self._session is not None and self._close is None:
+            return self._session
+        if self._close is not None or self._lifecycle.status is Status.CLOSED:
+            raise ModelClosed(f"{self!r}: await load(), or use `async with`, to open it again")
+        if self._load is None or self._load.done or self._load.is_cancelled:
+            error = self.state.error
+            if error is not None:
+                raise error.with_traceback(None)
+            raise ModelNotLoaded("no load was started: await load(), or use `async with`")
+        return await self._loaded()
+
+    async def _loaded(self) -> Session:
+        """Return the session; start the load, or wait for the one that is under way."""
+        while self._session is None:
+            if self._close is not None or self._lifecycle.status is Status.CLOSED:
+                raise ModelClosed(f"{self!r} was closed while it was being loaded")
+            load = self._start_load()
+            self._load_wanted += 1
+            try:
+                await load.wait()
+            finally:
+                self._load_wanted -= 1
+                if not self._load_wanted and not self._mount_wants_load():
+                    load.cancel()
+            if isinstance(load.error, AioembedError):
+                raise load.error.with_traceback(None)
+        return self._session
+
+    def _mount_wants_load(self) -> bool:
+        return self._entered and not self._prevent_load
+
+    def _start_load(self) -> Task[None]:
+        """Return the load that is under way; start one where there is none."""
+        if self._session is None and (self._load is None or self._load.done):
+            self._load = spawn(self._run_load, name=f"aioembed load {self._spec.name}")
+        assert self._load is not None  # noqa: S101  # there is no session without one
+        return self._load
+
+    async def _run_load(self) -> None:
+        lifecycle = self._lifecycle
+        if lifecycle.status is Status.FAILED:
+            lifecycle.move(Status.IDLE, **_NOTHING_DONE)
+        try:
+            model = await self._loader.load()
+            self._session = self._make_session(model)
+            lifecycle.move(Status.READY)
+        except DownloadCancelled:
+            lifecycle.move(Status.IDLE, is_paused=False)
+            raise
+        except Exception as exc:
+            error = exc if isinstance(exc, AioembedError) else InternalError.of(exc)
+            _logger.log(
+                logging.DEBUG if error is exc else logging.ERROR,
+                "the load of %s failed; the state says why",
+                self._spec.name,
+                exc_info=exc,
+            )
+            _free_locals(error)
+            lifecycle.move(Status.FAILED, error=error)
+            raise error from error.__cause__
+        except BaseException:
+            if lifecycle.status is not Status.IDLE:
+                lifecycle.move(Status.IDLE, is_paused=False)
+            raise
+
+    def _make_session(self, model: LoadedModel) -> Session:
+        copies, max_batch = len(model.programs), model.contract.max_batch
+        decoders = self._options.decode_threads or available_cpus()
+        return Session(
+            model=model,
+            batcher=Batcher(
+                partial(_run_jobs, model),
+                workers=model.programs,
+                max_batch=max_batch,
+                max_wait=self._options.max_wait,
+                on_running=self._on_running,
+                is_lost=lambda error: isinstance(error, ProgramLost),
+                on_lost=self._on_lost,
+            ),
+            prepared=anyio.Semaphore(decoders + (copies + 1) * max_batch, fast_acquire=True),
+            fetched=anyio.Semaphore(_MOST_FETCHED, fast_acquire=True),
+            decoders=anyio.CapacityLimiter(decoders),
+        )
+
+    def _on_running(self, batches: int) -> None:
+        if self._lifecycle.status in {Status.READY, Status.GENERATING}:
+            status = Status.GENERATING if batches else Status.READY
+            if status is not self._lifecycle.status:
+                self._lifecycle.move(status)
+
+    def _on_lost(self, error: Exception) -> None:
+        """Give the model up: the runtime dropped its program in the middle of a run."""
+        session, self._session = self._session, None
+        if session is not None:
+            spawn(BlockingCall(session.model.close).run, name="aioembed free a lost model")
+            _free_locals(error)
+            self._lifecycle.move(Status.FAILED, error=error)
+
+    # --- the close
+
+    async def _shut_down(self) -> bool:
+        """Close everything, and return True: the task may be cancelled before its first step."""
+        try:
+            for stream in list(self._streams):
+                await stream.close()
+            if self._load is not None:
+                self._load.cancel()
+                await self._load.wait()
+            if self._session is not None:
+                await self._session.batcher.aclose()
+                await BlockingCall(self._session.model.close).run()
+            await self._release()
+        finally:
+            self._session = self._load = self._close = None
+            self._entered = False
+            self._lifecycle.move(Status.CLOSED, queue_depth=0)
+        return True
+
+    async def _release(self) -> None:
+        """Free what a subclass holds; it may be used again afterwards."""
+
+    # --- a call
+
+    @abstractmethod
+    async def _prepare(self, item: InputT, session: Session, stopwatch: Stopwatch) -> Inputs:
+        """Turn an item into the program's inputs, in worker threads within `session.decoders`."""
+
+    async def _obtain(self, item: InputT, stopwatch: Stopwatch) -> InputT:  # noqa: ARG002
+        """Fetch what the item names elsewhere; nothing, unless a subclass says so."""
+        return item
+
+    async def _embed(self, item: InputT, stopwatch: Stopwatch) -> Embedding:
+        session = await self._ready_session()
+        stopwatch.restart()
+        async with session.fetched:
+            obtained = await self._obtain(item, stopwatch)
+            await session.prepared.acquire()
+        try:
+            inputs = await self._prepare(obtained, session, stopwatch)
+            return await session.batcher.submit(_Job(inputs, stopwatch))
+        finally:
+            session.prepared.release()
+
+    async def _embed_when_admitted(self, item: InputT) -> Embedding:
+        """Embed one item as soon as there is room for it."""
+        while self._pending >= self._most_pending:
+            room = anyio.Event()
+            self._wanting.append(room)
+            try:
+                await room.wait()
+            except BaseException:
+                if room in self._wanting:
+                    self._wanting.remove(room)
+                else:  # pass on the room that was offered
+                    self._offer_room()
+                raise
+        with self._counted() as stopwatch:
+            return await self._embed(item, stopwatch)
+
+    def _is_fatal(self, error: Exception) -> bool:
+        """Whether an error of one item means that no other can be embedded either."""
+        return isinstance(error, ModelNotLoaded | WrongEventLoop) or error is self.state.error
+
+    @contextmanager
+    def _counted(self) -> Iterator[Stopwatch]:
+        """Count and time a call, and turn what nobody foresaw into an `InternalError`."""
+        stopwatch = self._recorder.submitted()
+        self._count_pending(1)
+        outcome: Outcome = "cancelled"
+        error: BaseException | None = None
+        try:
+            yield stopwatch
+            outcome = "succeeded"
+        except (AioembedError, MemoryError, Warning) as exc:
+            outcome = "timed_out" if isinstance(exc, ForwardTimeout) else "failed"
+            error = exc
+            raise
+        except Exception as exc:
+            outcome = "failed"
+            error = InternalError.of(exc)
+            _logger.exception("a call failed in an unforeseen way")
+            raise error from exc
+        finally:
+            self._count_pending(-1)
+            self._offer_room()
+            self._report_call(self._recorder.ended(stopwatch, outcome, error))
+            error = None  # its traceback refers to this frame
+
+    def _report_call(self, timing: CallTiming) -> None:
+        if self._on_call is not None:
+            try:
+                self._on_call(timing)
+            except Exception:
+                _logger.exception("on_call raised; the call that it reports is not affected")
+
+    def _offer_room(self) -> None:
+        if self._wanting and self._pending < self._most_pending:
+            self._wanting.popleft().set()
+
+    def _count_pending(self, change: int) -> None:
+        self._pending += change
+        if self._lifecycle.status is not Status.CLOSED:
+            self._lifecycle.update(queue_depth=self._pending)
+
+
+_NOTHING_DONE: dict[str, Any] = {
+    "error": None,
+    "download_progress": 0.0,
+    "downloaded_bytes": 0,
+    "total_bytes": None,
+    "download_rate": 0.0,
+    "download_eta": None,
+    "is_paused": False,
+}
+
+
+async def _run_jobs(
+    model: LoadedModel, program: Program, jobs: Sequence[_Job]
+) -> list[NDArray[np.float32]]:
+    """Run a model on a batch, and note in each item's stopwatch how long it took."""
+    began = time.perf_counter()
+    embeddings = await model.run(program, [job.inputs for job in jobs])
+    seconds = time.perf_counter() - began
+    jobs[0].stopwatch.leads = True
+    for job in jobs:
+        job.stopwatch.batch_size = len(jobs)
+        job.stopwatch.add("inference", seconds)
+    return embeddings
+
+
+def _free_locals(error: BaseException) -> None:
+    """Let an error that is kept, and its causes, not keep alive what their frames worked on."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
+def _batch_failure(failure: Err[int], item: object) -> BatchItemFailed:
+    name = shorten(item) if isinstance(item, str | os.PathLike) else f"a {type(item).__name__}"
+    return BatchItemFailed(
+        f"item {failure.key} ({name}) cannot be embedded: {failure.error}",
+        index=failure.key,
+        error=failure.error,
+    )
+
+
+def _status(name: object) -> Status:
+    try:
+        return Status(name)  # type: ignore[arg-type]  # refuses what is not a string, too
+    except ValueError:
+        near = difflib.get_close_matches(str(name), list(Status), n=2) or list(Status)
+        names = " or ".join(repr(str(status)) for status in near)
+        raise InvalidConfig(f"{shorten(name)} is not a status: did you mean {names}?") from None
+
+
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InvalidConfig(f"{name} must be a number of at least 1, not {count!r}")
+
+
+def _check_timeout(timeout: object) -> None:
+    if timeout is None:
+        return
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+        raise InvalidConfig(f"timeout must be a positive number of seconds, not {timeout!r}")
