@@ -76,9 +76,12 @@ def test_from_picture_to_vector_as_transformers(
 def test_an_image_takes_two_delegate_calls_at_most(
     exported: Exports, name: str, precision: str
 ) -> None:
-    """What is outside cuts the one row of each image that the last block goes on with."""
+    """What is outside cuts the one row of each image that the last block goes on with.
+
+    A linear that stays fp32 in an int8 program may cut the delegate before and behind it.
+    """
     report = exported(name, "image", precision).report
-    assert report.delegate_calls <= 2
+    assert report.delegate_calls <= 2 + 2 * len(report.exempt)
     assert set(report.ops_outside) <= {"aten.slice_copy.Tensor"}
 
 
