@@ -149,14 +149,21 @@ async def test_a_record_that_cannot_be_read_counts_as_none(
         assert await make_fetcher().fetch([server.resource()]) != []
 
 
-async def test_a_record_that_names_a_file_elsewhere_counts_as_none(
-    scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, tmp_path: Path
+@pytest.mark.parametrize("change", [{"file": "../../secret"}, {"url": "http://a:99999/m.pte"}])
+async def test_a_record_that_names_a_file_elsewhere_or_no_url_counts_as_none(
+    *,
+    scripted: Any,
+    serve_file: Any,
+    make_fetcher: Any,
+    cache: Cache,
+    tmp_path: Path,
+    change: dict[str, str],
 ) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     async with scripted(serve_file()) as server:
         [file] = await make_fetcher().fetch([server.resource()])
     path = file.path.parent / "record.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "file": "../../secret"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert await cache.list() == ()
 
 

@@ -31,11 +31,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import httpx
 from anyio import to_thread
-from pydantic import Field, NonNegativeInt
+from pydantic import AfterValidator, Field, NonNegativeInt
 
 from .._http import UnusableURL, parse_url, show_url
 from ..errors import (
@@ -188,7 +188,7 @@ class CachedFile:
 class Sidecar(Record):
     """What is known of a file in the cache; `mtime_ns` with `size` tells cheaply if it changed."""
 
-    url: str
+    url: Annotated[str, AfterValidator(lambda url: str(parse_url(url)))]
     file: str = Field(pattern="^[^/]+$")
     size: NonNegativeInt
     sha256: str
