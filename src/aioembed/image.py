@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .errors import InvalidConfig
 from .handle import EmbeddingHandle, Inputs, LoadOptions, OnBusy, OnCall, Session
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
-from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing
+from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing, resolve_model
 from .statistics import Stopwatch
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             (as `trusted` does), in place of clients of its own; its headers are sent. Under
             `untrusted` it fetches models only, which is logged. It is not closed.
         preprocessing: In place of the one the model says.
+        sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose
+            files are pinned. None takes the published hash, or trusts the first download.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and the call is not affected.
 
@@ -78,10 +80,11 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         offline: bool | None = None,
         http_client: httpx.AsyncClient | None = None,
         preprocessing: Preprocessing | None = None,
+        sha256: str | None = None,
         on_call: OnCall | None = None,
     ) -> None:
         super().__init__(
-            model_source,
+            resolve_model(model_source, sha256=sha256),
             options=LoadOptions(
                 threads=threads,
                 decode_threads=decode_threads,

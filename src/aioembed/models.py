@@ -375,17 +375,26 @@ MODELS = MappingProxyType(
 """Every registered model by its name."""
 
 
-def resolve_model(source: ModelSource, *, modality: str = "image") -> ModelSpec:
+def resolve_model(
+    source: ModelSource, *, modality: str = "image", sha256: str | None = None
+) -> ModelSpec:
     """Return the spec of a model source, without any I/O.
 
     Args:
         source: A `ModelSpec`, a registered name, an `https:`, `http:` or `file:` URL, or a path.
         modality: What a source that does not say embeds, `image` or `text`.
+        sha256: What the file must hash to, in place of what the source says of it.
 
     Raises:
         UnknownModel: A bare word that is no registered name.
         InvalidModelSource: Of another type, empty, or of a scheme that cannot be loaded.
+        InvalidConfig: `sha256` is malformed.
     """
+    spec = _resolve(source, modality)
+    return spec if sha256 is None else ModelSpec(**{**dict(spec), "sha256": sha256})
+
+
+def _resolve(source: ModelSource, modality: str) -> ModelSpec:
     if isinstance(source, ModelSpec):
         return source
     if isinstance(source, os.PathLike):

@@ -70,6 +70,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
         http_client: Fetches the model, in place of a client of its own. It is not closed.
         preprocessing: Of the images whose vectors these are compared with, where that image
             handle was given one of its own. It changes the space's name, not the vectors.
+        sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose
+            files are pinned. None takes the published hash, or trusts the first download.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and the call is not affected.
 
@@ -96,11 +98,12 @@ class TextEmbeddings(EmbeddingHandle[str]):
         offline: bool | None = None,
         http_client: httpx.AsyncClient | None = None,
         preprocessing: Preprocessing | None = None,
+        sha256: str | None = None,
         on_call: OnCall | None = None,
     ) -> None:
         _check_truncate(truncate)
         super().__init__(
-            _with_tokenizer(resolve_model(model_source, modality="text"), tokenizer),
+            _with_tokenizer(resolve_model(model_source, modality="text", sha256=sha256), tokenizer),
             options=LoadOptions(
                 threads=threads,
                 replicas=replicas,

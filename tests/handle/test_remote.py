@@ -10,7 +10,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import ImageEmbeddings, ModelSpec, Status
+from aioembed import ImageEmbeddings, ModelSpec, Status, TextEmbeddings
 from aioembed import _probe as probing
 from aioembed.download import Cache
 from aioembed.errors import (
@@ -18,6 +18,7 @@ from aioembed.errors import (
     DownloadCancelled,
     DownloadFailed,
     IntegrityError,
+    InvalidConfig,
     InvalidProgram,
     NotActive,
     OfflineError,
@@ -246,3 +247,23 @@ async def test_what_is_no_program_is_refused_and_not_kept(
         with pytest.raises((InvalidProgram, DownloadFailed), match=message):
             await model.load()
     assert await Cache(cache_dir).list() == ()
+
+
+async def test_a_pinned_hash_is_required_of_a_download_and_of_a_file(
+    hub: HubServer, cache_dir: Path
+) -> None:
+    url = hub.add("someone/model", "model.pte", PROGRAM)
+    right, wrong = hashlib.sha256(PROGRAM).hexdigest(), "0" * 64
+    for source in (url, TINY_IMAGE_PROGRAM):
+        with pytest.raises(IntegrityError):
+            await ImageEmbeddings(source, sha256=wrong, cache_dir=cache_dir).load()
+        async with ImageEmbeddings(source, sha256=right, cache_dir=cache_dir) as model:
+            assert (await model.forward(PIXELS)).shape == (512,)
+
+
+@pytest.mark.parametrize("sha256", ["", "abc", "G" * 64, 7])
+async def test_a_malformed_hash_is_an_invalid_config(sha256: str) -> None:
+    with pytest.raises(InvalidConfig, match="sha256"):
+        ImageEmbeddings(sha256=sha256)
+    with pytest.raises(InvalidConfig, match="sha256"):
+        TextEmbeddings("clip-vit-base-patch32-text", sha256=sha256)
