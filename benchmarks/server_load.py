@@ -177,10 +177,11 @@ async def everything(load: Load, connections: int) -> None:
 
 
 class Holdings:
-    """What the server's process holds, over time."""
+    """What the server's worker holds, over time."""
 
     def __init__(self, server: Server) -> None:
-        self._process = psutil.Process(server.process.pid)
+        children = psutil.Process(server.process.pid).children()
+        (self._process,) = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
         self._process.cpu_percent()
         self.memory: list[float] = []
         self.files: list[int] = []

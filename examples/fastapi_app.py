@@ -1,6 +1,6 @@
-"""Embeddings in a FastAPI application: three lines, then a route and a background job of its own.
+"""Embeddings in a FastAPI application: four lines, then routes and a background job of its own.
 
-Run it with `uvicorn fastapi_app:app` from this folder, then try
+Run it with `granian --interface asgi fastapi_app:app` from this folder, then try
 
     curl -F input=@cat.jpg http://127.0.0.1:8000/embed/v1/embeddings
     curl -F image=@cat.jpg http://127.0.0.1:8000/photos
@@ -9,6 +9,8 @@ Run it with `uvicorn fastapi_app:app` from this folder, then try
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Annotated
 
 import numpy as np
@@ -17,19 +19,28 @@ from numpy.typing import NDArray
 
 from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import AioembedError, InvalidUserInput
-from aioembed.integrations.starlette import lifespan, router
+from aioembed.integrations.fastapi import Models, lifespan, router
 
-# The three lines: the model loads when the application starts and is closed when it stops.
-model = ImageEmbeddings(source_policy=SourcePolicy.untrusted())
-app = FastAPI(title="Photo album", lifespan=lifespan(model))
-app.mount("/embed", router(model))
+# The four lines: a model is made and loaded when the application starts, and closed when it stops.
+models = Models(lambda: ImageEmbeddings(source_policy=SourcePolicy.untrusted()))
+app = FastAPI(title="Photo album", lifespan=lifespan(models))
+app.include_router(router(models), prefix="/embed")
 
-_photos: dict[int, NDArray[np.float32] | None] = {}
+
+@dataclass
+class Album:
+    """Photos by number; a number is never given twice, whatever becomes of its photo."""
+
+    photos: dict[int, NDArray[np.float32] | None] = field(default_factory=dict)
+    numbers: count[int] = field(default_factory=count)
+
+
+album = Album()
 
 
 def image_model() -> ImageEmbeddings:
     """What routes depend on; tests put another one into `app.dependency_overrides`."""
-    return model
+    return models.image()
 
 
 Model = Annotated[ImageEmbeddings, Depends(image_model)]
@@ -40,16 +51,16 @@ async def add_photo(
     image: Annotated[bytes, File()], jobs: BackgroundTasks, embeddings: Model
 ) -> dict[str, int]:
     """Take a photo; it is embedded after the answer."""
-    number = len(_photos)
-    _photos[number] = None
+    number = next(album.numbers)
+    album.photos[number] = None
     jobs.add_task(_index, number, image, embeddings)
     return {"photo": number}
 
 
 @app.get("/photos")
 async def list_photos() -> dict[int, str]:
-    """Tell which photos can be searched."""
-    return {number: "waiting" if one is None else "indexed" for number, one in _photos.items()}
+    """List the photos, and which of them can be searched."""
+    return {number: "waiting" if one is None else "indexed" for number, one in album.photos.items()}
 
 
 @app.post("/search")
@@ -61,11 +72,12 @@ async def search(image: Annotated[bytes, File()], embeddings: Model) -> dict[int
         raise HTTPException(400, str(exc)) from exc
     except AioembedError as exc:
         raise HTTPException(503, str(exc)) from exc
-    return {number: float(one @ wanted) for number, one in _photos.items() if one is not None}
+    return {number: float(one @ wanted) for number, one in album.photos.items() if one is not None}
 
 
 async def _index(number: int, image: bytes, embeddings: ImageEmbeddings) -> None:
     try:
-        _photos[number] = await embeddings.forward(image)
-    except InvalidUserInput:
-        del _photos[number]
+        album.photos[number] = await embeddings.forward(image)
+    finally:
+        if album.photos[number] is None:  # it failed: nobody waits for it any more
+            del album.photos[number]

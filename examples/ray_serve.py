@@ -11,26 +11,25 @@ import sys
 
 import httpx
 import ray
+from fastapi import FastAPI
 from ray import serve
 from sample_images import draw
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from aioembed import ImageEmbeddings, SourcePolicy
-from aioembed.integrations.starlette import lifespan, router
+from aioembed.integrations import fastapi as embeddings
 
 CPUS = 1
 """Of each replica, which has a model of its own."""
 
 
-def application() -> Starlette:
+def application() -> FastAPI:
     """Build the application; called in each replica."""
     model = ImageEmbeddings(
         source_policy=SourcePolicy.untrusted(),
         threads=CPUS,
         decode_threads=CPUS,
     )
-    return Starlette(routes=[Mount("/", router(model))], lifespan=lifespan(model))
+    return embeddings.app(model)
 
 
 deployment = serve.deployment(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aioembed.errors import WrongDimensions
-from aioembed.similarity import cosine_similarity, dot_product
+from aioembed.errors import InvalidConfig, WrongDimensions
+from aioembed.similarity import cosine_similarity, dot_product, quantize
 
 RNG = np.random.default_rng(7)
 A = RNG.normal(size=(3, 8)).astype(np.float32)
@@ -57,3 +57,23 @@ def test_different_dimensions_name_both() -> None:
 def test_what_is_no_vector_or_matrix_of_numbers_is_refused(bad: object) -> None:
     with pytest.raises(WrongDimensions, match="vectors"):
         dot_product(bad, np.zeros(2))  # type: ignore[arg-type]
+
+
+def test_quantized_vectors_have_the_levels_that_servers_give() -> None:
+    vector = np.array([1.0, -1.0, 0.0, 0.5, -0.5, 0.004, -0.004, 1e-9, 0.3], np.float32)
+    assert quantize(vector, "int8").tolist() == [127, -127, 0, 64, -64, 1, -1, 0, 38]
+    assert quantize(vector, "uint8").tolist() == [255, 1, 128, 192, 64, 129, 127, 128, 166]
+    assert quantize(vector, "ubinary").tolist() == [0b10010101, 0b10000000]
+    assert quantize(vector, "binary").tolist() == [0b10010101 - 128, 0]
+    matrix = np.stack([vector, -vector])
+    for kind in ("int8", "uint8", "binary", "ubinary"):
+        rows = quantize(matrix, kind)
+        assert rows.dtype == (np.int8 if kind in {"int8", "binary"} else np.uint8)
+        assert rows[0].tolist() == quantize(vector, kind).tolist()
+
+
+def test_what_cannot_be_quantized_is_refused() -> None:
+    with pytest.raises(WrongDimensions):
+        quantize(["a"], "int8")
+    with pytest.raises(InvalidConfig, match="vector_type"):
+        quantize([1.0], "int4")  # type: ignore[arg-type]

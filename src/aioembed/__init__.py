@@ -19,8 +19,10 @@ from .models import ModelSource as ModelSource
 from .models import ModelSpec as ModelSpec
 from .models import Preprocessing as Preprocessing
 from .models import ProgramMetadata as ProgramMetadata
+from .similarity import VectorType as VectorType
 from .similarity import cosine_similarity as cosine_similarity
 from .similarity import dot_product as dot_product
+from .similarity import quantize as quantize
 from .state import LEGAL_MOVES as LEGAL_MOVES
 from .state import ModelState as ModelState
 from .state import Status as Status

@@ -25,7 +25,7 @@ from .pages import PAGES, Snippet, snippets
 _MOST_NOT_RUN = 4  # other libraries' own code, and what needs a cluster
 _OPTIONAL = {
     "aioembed.integrations.ray": "ray",
-    "aioembed.integrations.starlette": "sse_starlette",
+    "aioembed.integrations.fastapi": "fastapi",
     "aioembed.integrations.textual": "textual",
     "fastapi": "fastapi",
     "faststream": "faststream",

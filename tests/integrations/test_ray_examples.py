@@ -22,7 +22,7 @@ def test_a_folder_becomes_parquet_files() -> None:
 
 def test_a_deployment_answers() -> None:
     pytest.importorskip("ray.serve")
-    pytest.importorskip("sse_starlette")
+    pytest.importorskip("fastapi")
     printed = run_with_ray(_ROOT / "examples" / "ray_serve.py", "demo")
     assert printed.count("a vector of 512") == 2
 

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-for _package in ("starlette", "uvicorn", "sse_starlette", "prometheus_client", "typer"):
+for _package in ("fastapi", "granian", "prometheus_client", "typer"):
     pytest.importorskip(_package)
 pytest.importorskip("python_multipart")
 
-from starlette.applications import Starlette
-from starlette.routing import Mount
 from starlette.types import Scope
 
 from aioembed import ImageEmbeddings
-from aioembed.integrations.starlette import Handle, ModelsArgument, lifespan, router
+from aioembed.integrations.fastapi import Models, ModelsArgument, app
 
 from ..handle.conftest import Brake, inference
 from ..programs import TINY_IMAGE
@@ -45,14 +43,12 @@ def picture(seed: int = 0, form: str = "PNG", side: int = 64) -> bytes:
 async def serving(models: ModelsArgument, **options: object) -> AsyncIterator[httpx.AsyncClient]:
     """Serve models in this process, all of them loaded unless `load=False`."""
     load = options.pop("load", True)
-    app = Starlette(
-        routes=[Mount("/", router(models, **options))],  # type: ignore[arg-type]
-        lifespan=lifespan(models),
-    )
-    async with app.router.lifespan_context(app):
-        for handle in _handles(models) if load else ():
-            await handle.load()
-        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    served = Models.of(models)
+    application = app(served, **options)  # type: ignore[arg-type]
+    async with application.router.lifespan_context(application):
+        for one in served if load else ():
+            await one.handle.load()
+        transport = httpx.ASGITransport(application, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             yield client
 
@@ -70,12 +66,6 @@ def post_scope(path: str = "/v1/embeddings", **headers: str) -> Scope:
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
     }
-
-
-def _handles(models: ModelsArgument) -> list[Handle]:
-    from aioembed.integrations.starlette.models import ServedModels
-
-    return [one.handle for one in ServedModels(models)]
 
 
 @pytest.fixture

@@ -7,18 +7,22 @@ import json
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
 from aioembed import ImageEmbeddings
-from aioembed.integrations.starlette import router
+from aioembed.integrations.fastapi import app, router
 
 from .conftest import picture, serving
 
 pytestmark = pytest.mark.anyio
 
 PROTECTED = [
+    "/embeddings",
+    "/v2/embed",
+    "/v1/embeddings/",
     "/v1/embeddings",
     "/v1/similarity",
     "/v1/classify",
@@ -98,21 +102,36 @@ async def ask(
     return status, content
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("mount", ["", "/embed", "/v1", "/healthz"])
 @pytest.mark.parametrize("path", PROTECTED)
 async def test_no_odd_path_or_method_answers_without_the_key(
     tiny: ImageEmbeddings, path: str, mount: str
 ) -> None:
-    app = Starlette(routes=[Mount(mount, router(tiny, api_key="secret", page=False))])
+    mounted = Starlette(routes=[Mount(mount, app(tiny, api_key="secret", page=False))])
     for method in METHODS:
-        assert (await ask(app, method, mount + path))[0] == 401, method
+        assert (await ask(mounted, method, mount + path))[0] == 401, method
+    for method in ("GET", "POST"):
         for form in [*ODD, path.upper(), path.title(), path.replace("/", "//")]:
             odd = form.format(path) if "{}" in form else form
             for root_path in ("", "/v1", path):
-                status, content = await ask(app, method, mount + odd, root_path=root_path)
+                status, content = await ask(mounted, method, mount + odd, root_path=root_path)
                 assert status in {401, 404, 405}, (method, odd, root_path)
                 assert b"embedding_dim" not in content
                 assert b"aioembed_" not in content
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_no_included_route_answers_without_the_key(tiny: ImageEmbeddings) -> None:
+    including = FastAPI()
+    including.include_router(router(tiny, api_key="secret"), prefix="/embed")
+    for path in PROTECTED:
+        for method in METHODS:
+            assert (await ask(including, method, f"/embed{path}"))[0] == 401, (method, path)
+        for form in ODD:
+            status, content = await ask(including, "POST", "/embed" + form.format(path))
+            assert status in {307, 401, 404, 405}
+            assert b"embedding" not in content.replace(b"/embeddings", b"")
 
 
 async def test_readyz_says_why_a_load_failed_to_those_with_the_key_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import anyio
 import httpx
@@ -12,7 +13,7 @@ from starlette.types import Message
 
 from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import InvalidConfig
-from aioembed.integrations.starlette import ServerLimits, lifespan, router
+from aioembed.integrations.fastapi import ServerLimits, app, lifespan, router
 
 from ..programs import TINY_IMAGE
 from .conftest import picture, post_scope, serving
@@ -30,12 +31,21 @@ CASES: dict[str, tuple[str | bytes, str, int, str]] = {
     "nested input": ('{"input": [[[[1]]]]}', JSON, 400, "invalid_request"),
     "tokens": ('{"input": [1, 2]}', JSON, 400, "invalid_request"),
     "nothing": ('{"input": []}', JSON, 400, "invalid_request"),
-    "unknown field": ('{"input": "a", "inputs": 1}', JSON, 400, "invalid_request"),
+    "tokens of several": ('{"input": [[1, 2], [3]]}', JSON, 400, "invalid_request"),
+    "null": ('{"input": null}', JSON, 400, "invalid_request"),
+    "a number": ('{"input": 3}', JSON, 400, "invalid_request"),
+    "no input": ("{}", JSON, 400, "invalid_request"),
+    "no object": ("[1]", JSON, 400, "invalid_request"),
+    "text and image": ('{"input": [{"text": "a", "image": "b"}]}', JSON, 400, "invalid_request"),
+    "an empty object": ('{"input": [{}]}', JSON, 400, "invalid_request"),
+    "input and messages": ('{"input": "a", "messages": []}', JSON, 400, "invalid_request"),
+    "a text object": ('{"input": [{"text": "a"}]}', JSON, 400, "modality_not_supported"),
+    "a text alone": ('{"input": "a photo of a cat"}', JSON, 400, "invalid_user_input"),
     "unknown encoding": ('{"input": "a", "encoding_format": "x"}', JSON, 400, "invalid_request"),
     "10,000 inputs": (json.dumps({"input": ["a"] * 10_000}), JSON, 400, "too_many_inputs"),
     "counted first": (json.dumps({"input": [{}] * 300}), JSON, 400, "too_many_inputs"),
     "unknown model": ('{"input": "a", "model": "gpt"}', JSON, 404, "model_not_found"),
-    "text": ('{"input": "a", "modality": "text"}', JSON, 400, "modality_not_supported"),
+    "text by name": ('{"input": "a", "modality": "text"}', JSON, 400, "modality_not_supported"),
     "dimensions": ('{"input": "a", "dimensions": 8}', JSON, 400, "dimensions_not_supported"),
     "private URL": ('{"input": "http://127.0.0.1/a"}', JSON, 400, "source_refused"),
     "metadata address": ('{"input": "http://169.254.169.254/"}', JSON, 400, "source_refused"),
@@ -77,7 +87,6 @@ async def test_unknown_addresses_are_answered_in_the_same_form(
 async def test_a_body_is_read_no_further_than_the_cap(
     tiny: ImageEmbeddings, declared: dict[str, str], read: int
 ) -> None:
-    """What the client sends after the answer is thrown away, so that it gets to read that."""
     given = 0
     given_before_answer = 0
 
@@ -92,10 +101,9 @@ async def test_a_body_is_read_no_further_than_the_cap(
             assert message["status"] == 413
             given_before_answer = given
 
-    routes = router(tiny, limits=ServerLimits(max_body_bytes=50_000))
+    routes = app(tiny, limits=ServerLimits(max_body_bytes=50_000))
     await routes(post_scope(**declared), endless, send)
     assert given_before_answer == read
-    assert given == 200_000
 
 
 async def test_a_body_that_does_not_come_is_408(tiny: ImageEmbeddings) -> None:
@@ -108,8 +116,105 @@ async def test_a_body_that_does_not_come_is_408(tiny: ImageEmbeddings) -> None:
     async def send(message: Message) -> None:
         statuses.append(message.get("status", 0))
 
-    await router(tiny, limits=ServerLimits(body_timeout=0.05))(post_scope(), stalls, send)
+    await app(tiny, limits=ServerLimits(body_timeout=0.05))(post_scope(), stalls, send)
     assert statuses[0] == 408
+
+
+async def test_all_bodies_together_are_bounded_and_small_ones_keep_a_share(
+    tiny: ImageEmbeddings,
+) -> None:
+    """Large bodies that never end leave room for a request that is small."""
+    limits = ServerLimits(max_body_bytes=4 << 20, max_total_body_bytes=16 << 20, body_timeout=60.0)
+    async with serving(tiny, limits=limits) as client:
+        transport: Any = client._transport
+        statuses: list[int] = []
+        arriving = 0
+
+        async def stalls() -> Message:
+            nonlocal arriving
+            arriving += 1
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            statuses.append(message.get("status", 0))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                scope = post_scope(**{"content-length": str(4 << 20)})
+                group.start_soon(transport.app, scope, stalls, send)
+            await anyio.wait_all_tasks_blocked()
+            assert arriving == 3
+            assert statuses.count(429) == 5
+            healthy = await client.post("/v1/embeddings", json={"input": ENCODED})
+            assert healthy.status_code == 200
+            group.cancel_scope.cancel()
+        again = await client.post("/v1/embeddings", json={"input": ENCODED})
+        assert again.status_code == 200
+
+
+async def test_a_body_of_unknown_length_counts_as_it_arrives(tiny: ImageEmbeddings) -> None:
+    limits = ServerLimits(max_total_body_bytes=1 << 20)
+
+    async def endless() -> Message:
+        return {"type": "http.request", "body": b" " * 65536, "more_body": True}
+
+    statuses: list[int] = []
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    await app(tiny, limits=limits)(post_scope(), endless, send)
+    assert statuses[0] == 429
+
+
+async def test_requests_in_flight_are_bounded(tiny: ImageEmbeddings) -> None:
+    async with serving(tiny, limits=ServerLimits(max_requests=1)) as client:
+        transport: Any = client._transport
+
+        async def stalls() -> Message:
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            raise AssertionError
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(transport.app, post_scope(), stalls, send)
+            await anyio.wait_all_tasks_blocked()
+            refused = await client.post("/v1/embeddings", json={"input": ENCODED})
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            group.cancel_scope.cancel()
+
+
+async def test_unknown_fields_are_ignored_unless_the_server_is_strict(
+    tiny: ImageEmbeddings,
+) -> None:
+    body = {"input": ENCODED, "input_type": "query", "user": None, "encoding_format": None}
+    async with serving(tiny) as client:
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 200
+    async with serving(ImageEmbeddings(TINY_IMAGE), strict=True) as client:
+        answer = await client.post("/v1/embeddings", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "input_type"
+
+
+async def test_what_an_error_repeats_is_short(client: httpx.AsyncClient) -> None:
+    long = "x y" * 100_000
+    for body in ({"input": long}, {"input": "a", "model": long[:500]}, {"input": {long: 1}}):
+        answer = await client.post("/v1/embeddings", json=body)
+        assert 400 <= answer.status_code < 500
+        assert len(answer.content) < 2048
+
+
+async def test_errors_speak_to_http_clients(client: httpx.AsyncClient) -> None:
+    """No Python names, no places on the server."""
+    for body, kind, _, _ in CASES.values():
+        headers = {"Content-Type": kind} if kind else {}
+        said = (await client.post("/v1/embeddings", content=body, headers=headers)).text
+        for word in ("SourcePolicy", "allow(", "pydantic", "Traceback", "self.", "/src/", "None"):
+            assert word not in said
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic secret", "Bearer ", "\xff"])
@@ -141,10 +246,18 @@ async def test_the_routers_policy_holds_for_a_model_that_trusts_everything() -> 
         assert answer.json()["error"]["code"] == "image_too_large"
 
 
+async def test_one_of_several_keys_is_enough(tiny: ImageEmbeddings) -> None:
+    async with serving(tiny, api_key=["first", "second"]) as client:
+        for key, status in {"first": 200, "second": 200, "third": 401}.items():
+            headers = {"Authorization": f"bearer {key}"}
+            assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+
 async def test_what_cannot_be_served_is_refused_at_once(tiny: ImageEmbeddings) -> None:
     with pytest.raises(InvalidConfig, match="at least one model"):
         lifespan([])
     with pytest.raises(InvalidConfig, match="two image models"):
         router([tiny, ImageEmbeddings(TINY_IMAGE)])
-    with pytest.raises(InvalidConfig, match="key is empty"):
-        router(tiny, api_key=" ")
+    for keys in (" ", "", [], ["a", ""]):
+        with pytest.raises(InvalidConfig, match="key is empty"):
+            router(tiny, api_key=keys)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aioembed import ImageEmbeddings, SourcePolicy
-from aioembed.integrations.starlette import Handle, ServerLimits
-from aioembed.integrations.starlette.schemas import EmbeddingsResponse, ModelList
+from aioembed.integrations.fastapi import Handle, ServerLimits
+from aioembed.integrations.fastapi.schemas import EmbeddingsResponse, ModelList
 from aioembed.testing import LoopbackServer, Reply
 from aioembed.text import TextEmbeddings
 

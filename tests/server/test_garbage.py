@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Message
 
 from aioembed import ImageEmbeddings
-from aioembed.integrations.starlette import router
+from aioembed.integrations.fastapi import app
 
 from .conftest import picture, post_scope
 
@@ -68,7 +68,7 @@ async def test_a_request_is_freed_when_it_has_been_answered(
 ) -> None:
     async with tiny:
         await tiny.load()
-        routes = router(tiny)
+        routes = app(tiny)
         client = Client(json.dumps(BODIES[case]).encode())
         await routes(post_scope(), client.receive, client.send)
         assert client.statuses[0] < 500

@@ -14,6 +14,8 @@ hypothesis = pytest.importorskip("hypothesis")
 
 ADDRESSES = (
     "POST /v1/embeddings",
+    "POST /embeddings",
+    "POST /v2/embed",
     "POST /v1/similarity",
     "POST /v1/classify",
     "GET /v1/models",

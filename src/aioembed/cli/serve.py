@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,12 +17,13 @@ from aioembed.runtime import available_cpus
 from .common import DebugOption, ThreadsOption, guarded, warn
 
 if TYPE_CHECKING:
-    from aioembed.integrations.starlette.serving import ModelChoice, ServerOptions
+    from .serving import ModelChoice
 
 __all__ = ["serve"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 _MEBI = 1024 * 1024
+LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 _KEY_VARIABLE = "AIOEMBED_API_KEY"
 
 _ModelsOption = Annotated[
@@ -57,13 +58,23 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    uds: Annotated[
+        Path | None, typer.Option(help="A Unix socket to listen on, in place of a port.")
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Where a proxy serves this, such as /embed.")
+    ] = "",
     api_key: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             envvar=_KEY_VARIABLE,
-            help="Wanted from clients as a bearer token; better given by the environment.",
+            help="Wanted from clients as a bearer token; better given by the environment, where "
+            "several are separated by blanks. May be repeated.",
             show_default=False,
         ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys, one on each line.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
     threads: ThreadsOption = None,
@@ -74,15 +85,42 @@ def serve(
         int, typer.Option(min=1, help="Most embeddings that wait or run, for each model.")
     ] = 1024,
     max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="Largest body.")] = 16,
+    max_bodies: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="All bodies that are held, in each process.")
+    ] = 256,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="In each process; what is beyond waits to be taken.")
+    ] = 1024,
     max_inputs: Annotated[int, typer.Option(min=1, help="Most inputs in one request.")] = 256,
     request_timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS")] = 120.0,
+    body_timeout: Annotated[
+        float, typer.Option(min=0.001, metavar="SECONDS", help="For a request's body to arrive.")
+    ] = 30.0,
     head_timeout: Annotated[
-        float, typer.Option(min=0.001, metavar="SECONDS", help="For a request's head to arrive.")
+        float,
+        typer.Option(
+            min=0.001,
+            max=60,
+            metavar="SECONDS",
+            help="For a request's head to arrive, and for a connection to be idle.",
+        ),
     ] = 10.0,
     grace: Annotated[
         float,
-        typer.Option(min=0.001, metavar="SECONDS", help="For running requests, when stopped."),
+        typer.Option(min=1, metavar="SECONDS", help="For running requests, when stopped."),
     ] = 30.0,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate", help="Cut texts that are too long, where a request says nothing."
+        ),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests with fields that are not known.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="End when a model cannot be loaded.")
+    ] = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Only fetch images from this host (*.example.org); may be repeated."),
@@ -96,65 +134,98 @@ def serve(
     ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder of downloaded models.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
-    log_level: Annotated[str, typer.Option(help="critical, error, warning, info.")] = "warning",
+    log_level: Annotated[
+        LogLevel, typer.Option(help="Of the log on stderr, which has the models' states.")
+    ] = "info",
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Log every request, with its id and duration.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Serve embeddings over HTTP, as OpenAI does, with a page at /.
 
-    The port opens at once; /readyz tells how far the models are. SIGTERM lets running requests
-    finish, answers new ones with 503, and ends with exit code 0.
+    The port opens before the models are loaded; /readyz tells how far they are. SIGTERM lets
+    running requests finish, takes no new ones, and ends with exit code 0.
     """
     with guarded(debug):
         _check_installed()
-        if api_key is None and _KEY_VARIABLE in os.environ:  # typer takes an empty one for none
-            raise InvalidConfig(f"{_KEY_VARIABLE} is empty: set it to a key, or unset it for none")
-        from aioembed.integrations.starlette import ServerLimits  # noqa: PLC0415  # an extra
-        from aioembed.integrations.starlette.serving import ServerOptions  # noqa: PLC0415
+        from .serving import Listening, ServerOptions, check  # noqa: PLC0415  # an extra
+        from .serving import serve as serve_until_stopped  # noqa: PLC0415
 
-        policy = SourcePolicy.untrusted()
-        if allow_host:
-            policy = policy.allow(allow_hosts=allow_host)
-        if allow_private:
-            policy = policy.allow(private_addresses=True, ports=None)
         options = ServerOptions(
             models=tuple(_choices(models or [], text_models or [], tokenizer)),
-            api_key=api_key,
-            policy=policy,
-            limits=ServerLimits(
-                max_body_bytes=max_body * _MEBI,
-                max_inputs=max_inputs,
-                request_timeout=request_timeout,
-            ),
+            api_keys=_keys(api_key, api_key_file),
+            policy=_policy(allow_host, allow_private),
+            limits={
+                "max_body_bytes": max_body * _MEBI,
+                "max_total_body_bytes": max(max_bodies, max_body) * _MEBI,
+                "max_inputs": max_inputs,
+                "body_timeout": body_timeout,
+                "request_timeout": request_timeout,
+            },
             cors_origins=tuple(cors_origin or ()),
             max_pending=max_pending,
             threads=threads or (_threads(workers) if replicas == 1 else None),
             replicas=replicas,
+            truncates=truncate,
             cache_dir=cache_dir,
             offline=offline or None,
+            root_path=root_path,
+            is_strict=strict,
+            fails_fast=fail_fast,
+            log_level=log_level,
+            logs_access=access_log,
+        )
+        listening = Listening(
+            host=host,
+            port=port,
+            uds=uds,
+            workers=workers,
+            max_connections=max_connections,
             head_timeout=head_timeout,
             grace=grace,
-            log_level=log_level,
         )
-        _run(options, host, port, workers)
+        check(options)
+        code = serve_until_stopped(
+            options, listening, lambda address: warn(f"serving on {address}")
+        )
+        raise typer.Exit(code)
 
 
-def _run(options: ServerOptions, host: str, port: int, workers: int) -> None:
-    from aioembed.integrations.starlette import serving  # noqa: PLC0415  # an extra
-    from aioembed.integrations.starlette.workers import serve_with_workers  # noqa: PLC0415
+def _policy(allow_hosts: list[str] | None, allow_private: bool) -> SourcePolicy:
+    policy = SourcePolicy.untrusted()
+    if allow_hosts:
+        policy = policy.allow(allow_hosts=allow_hosts)
+    if allow_private:
+        policy = policy.allow(private_addresses=True, ports=None)
+    return policy
 
-    application = serving.application(options)  # what is wrong with the options is said here
-    del application
-    with serving.listen(host, port) as listener:
-        address = f"[{host}]" if ":" in host else host
-        warn(f"serving on http://{address}:{listener.getsockname()[1]}")
-        if workers == 1:
-            serving.serve(options, listener)
-        else:
-            serve_with_workers(options, listener, workers)
+
+def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
+    """Return the keys that are wanted, None where there are none.
+
+    Raises:
+        InvalidConfig: An empty one, which would let everyone in, or a file that has none.
+    """
+    if not keys and _KEY_VARIABLE in os.environ:  # typer takes an empty one for none
+        raise InvalidConfig(f"{_KEY_VARIABLE} is empty: set it to a key, or unset it for none")
+    found = list(keys or ())
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise InvalidConfig(f"cannot read the keys in {file}: {exc}") from exc
+        read = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not read:
+            raise InvalidConfig(f"{file} has no key: write one on each line")
+        found += read
+    if any(not key.strip() for key in found):
+        raise InvalidConfig("an API key is empty: give one, or leave the option out for none")
+    return tuple(found) or None
 
 
 def _choices(models: list[str], text_models: list[str], tokenizer: str | None) -> list[ModelChoice]:
-    from aioembed.integrations.starlette.serving import ModelChoice  # noqa: PLC0415  # an extra
+    from .serving import ModelChoice  # noqa: PLC0415  # an extra
 
     given = [(text, "image") for text in models] + [(text, "text") for text in text_models]
     choices = []
@@ -175,6 +246,6 @@ def _threads(workers: int) -> int | None:
 
 
 def _check_installed() -> None:
-    for package in ("uvicorn", "httptools", "starlette", "sse_starlette", "prometheus_client"):
+    for package in ("granian", "fastapi", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "server")

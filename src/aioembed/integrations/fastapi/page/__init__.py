@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, Response
 
-__all__ = ["page_routes"]
+from ..route import EmbeddingRoute
+
+__all__ = ["add_page"]
 
 _FOLDER = Path(__file__).parent
 _FILES = {
@@ -29,13 +30,25 @@ _HEADERS = {
 }
 
 
-def page_routes() -> list[Route]:
-    """Return the routes of the page and its files."""
-    return [Route(path, _file(name, kind)) for path, (name, kind) in _FILES.items()]
+def add_page(routes: APIRouter, route_class: type[EmbeddingRoute]) -> None:
+    """Add the page and its files to a router.
+
+    Args:
+        routes: To be added to.
+        route_class: Of routes that answer everyone.
+    """
+    for path, (name, kind) in _FILES.items():
+        routes.add_api_route(
+            path,
+            _file(name, kind),
+            response_class=Response,
+            include_in_schema=False,
+            route_class_override=route_class,
+        )
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(_request: Request) -> Response:
+def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def respond() -> Response:
         return FileResponse(_FOLDER / name, headers=_HEADERS, media_type=kind)
 
     return respond

@@ -273,7 +273,11 @@ async function score(event) {
   try {
     const names = entries.map(({ file }) => file.name);
     const matrix = await similarities(entries, texts);
-    drawHeatmap(find("scores"), names, texts, matrix);
+    // With one description this is a search: the best image comes first.
+    const order = [...names.keys()];
+    if (texts.length === 1) order.sort((one, other) => matrix[other][0] - matrix[one][0]);
+    const rows = order.map((index) => matrix[index]);
+    drawHeatmap(find("scores"), order.map((index) => names[index]), texts, rows);
     find("scores-region").hidden = false;
     const told = `${counted(names.length, "image")} against ${counted(texts.length, "description")}`;
     tell(`Scored ${told}.`, false, "score-message");
