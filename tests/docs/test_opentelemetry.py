@@ -1,4 +1,4 @@
-"""The page on many callers shows how to report to OpenTelemetry; this holds it to that."""
+"""The page on adapters reports to OpenTelemetry by its conventions for generative AI."""
 
 from __future__ import annotations
 
@@ -6,31 +6,52 @@ import re
 from pathlib import Path
 from typing import Any
 
+import anyio
+import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-_PAGE = Path(__file__).parents[2] / "docs/concurrency.md"
+from aioembed.errors import AioembedError
+
+_PAGE = Path(__file__).parents[2] / "docs/adapters.md"
 
 
-def test_opentelemetry_gets_what_the_example_records() -> None:
+def test_a_call_becomes_a_span_and_a_duration() -> None:
     examples = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (example,) = (text for text in examples if "opentelemetry" in text)
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    exec(  # as it stands, but with the reader's provider in place of the process's
-        compile(example.replace("metrics.get_meter(", "provider.get_meter("), str(_PAGE), "exec"),
-        {"__name__": "__main__", "provider": provider},
-    )
+    reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
+    meters, tracers = MeterProvider([reader]), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    own = example.replace("metrics.get_meter(", "meters.get_meter(")  # not the process's providers
+    own = own.replace("trace.get_tracer(", "tracers.get_tracer(")
+    names: dict[str, Any] = {"__name__": "__main__", "meters": meters, "tracers": tracers}
+    exec(compile(own, str(_PAGE), "exec"), names)
+
+    async def fail() -> None:
+        async with names["model"] as model:
+            with pytest.raises(AioembedError):
+                await model.forward(b"not an image")
+
+    anyio.run(fail)
+    model = names["model"]
+    succeeded, failed = exporter.get_finished_spans()
+    assert {succeeded.name, failed.name} == {f"embeddings {model.spec.name}"}
+    attributes: Any = succeeded.attributes
+    assert attributes["gen_ai.operation.name"] == "embeddings"
+    assert attributes["gen_ai.request.model"] == model.spec.name
+    assert attributes["gen_ai.embeddings.dimension.count"] == model.spec.embedding_dim
+    assert {"aioembed.decode", "aioembed.inference"} <= attributes.keys()
+    assert succeeded.start_time < succeeded.end_time
+    attributes = failed.attributes
+    assert attributes["error.type"] == "ImageDecodeError"
+    assert not failed.status.is_ok
+
     data: Any = reader.get_metrics_data()
-    found = {
-        metric.name: metric.data.data_points
-        for resource in data.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-    }
-    (calls,) = found["aioembed.calls"]
-    assert (calls.value, dict(calls.attributes)) == (1, {"outcome": "succeeded"})
-    stages = {point.attributes["stage"] for point in found["aioembed.stage.duration"]}
-    assert {"decode", "preprocess", "queue", "inference"} <= stages
-    assert found["aioembed.batch.size"][0].sum == 1
-    provider.shutdown()
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    assert (metric.name, metric.unit) == ("gen_ai.client.operation.duration", "s")
+    assert sum(point.count for point in metric.data.data_points) == 2
+    meters.shutdown()
+    tracers.shutdown()

@@ -13,7 +13,9 @@ from aioembed import Status
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = _ROOT / "docs" / "reactive-uis.md"
-_APP, _STORE = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8"), re.DOTALL)
+_BLOCKS = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8"), re.DOTALL)
+(_APP,) = (block for block in _BLOCKS if "ModelMixin" in block)
+(_STORE,) = (block for block in _BLOCKS if "def render" in block)
 
 
 @pytest.mark.anyio
