@@ -37,9 +37,10 @@ def test_a_call_becomes_a_span_and_a_duration() -> None:
 
     anyio.run(fail)
     model = names["model"]
-    succeeded, failed = exporter.get_finished_spans()
+    spans: Any = exporter.get_finished_spans()
+    succeeded, failed = spans
     assert {succeeded.name, failed.name} == {f"embeddings {model.spec.name}"}
-    attributes: Any = succeeded.attributes
+    attributes = succeeded.attributes
     assert attributes["gen_ai.operation.name"] == "embeddings"
     assert attributes["gen_ai.request.model"] == model.spec.name
     assert attributes["gen_ai.embeddings.dimension.count"] == model.spec.embedding_dim
