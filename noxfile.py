@@ -28,6 +28,8 @@ EXTRAS = {
     "ray": ["tests/integrations"],
     "export": ["tests/export", "-m", "export"],
 }
+LOWEST_EXTRAS = ["cli", "text", "textual"]
+LOWEST_TESTS = ["tests/cli", "tests/index", "tests/text", "tests/tui/test_status.py"]
 EVERYTHING = "cli,text,server,textual,ray,export"
 _SANITIZED = ["tests/runtime", "--deselect=tests/runtime/test_memory.py"]  # it reads RSS
 
@@ -72,6 +74,23 @@ def no_extras(session: nox.Session) -> None:
     apart = ["runtime", "images", "resources", "docs", "handle/test_stress.py", "test_scheduler.py"]
     elsewhere = [f"--ignore=tests/{name}" for name in apart]  # they need none in any session
     session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or ["tests", *elsewhere]))
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The lowest versions that pyproject.toml allows, with what uses them most."""
+    session.install("--upgrade", "pip", "uv")
+    versions = Path(session.create_tmp(), "lowest.txt").resolve()
+    extras = [f"--extra={name}" for name in LOWEST_EXTRAS]
+    session.run(
+        *("uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
+        *("--resolution", "lowest-direct", "pyproject.toml", *extras),
+        *("--output-file", str(versions)),
+    )
+    session.install("--force-reinstall", "--no-deps", str(_wheel(session)))
+    session.install("-r", str(versions), "-c", str(versions), "--group", "test")
+    session.run("python", "-m", "pip", "check")
+    session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or LOWEST_TESTS))
 
 
 @nox.session
