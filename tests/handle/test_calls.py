@@ -170,7 +170,7 @@ async def test_an_item_whose_inference_fails_does_so_alone(
     black_ones: set[Program] = set()
 
     def noted(self: Program, *inputs: Any, method: str = "forward") -> None:
-        if any(float(image.max()) == 0 for image in inputs[0].reshape(-1, *inputs[0].shape[-3:])):
+        if any(float(image.max()) <= 0 for image in inputs[0].reshape(-1, *inputs[0].shape[-3:])):
             black_ones.add(self)
         start(self, *inputs, method=method)
 
