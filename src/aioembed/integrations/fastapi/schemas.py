@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -55,14 +55,12 @@ class Item:
     Attributes:
         value: A text, an image's URL, data URI or base64, or the bytes of an image.
         modality: None where a text may be either, as in OpenAI's shape.
+        is_alone: Whether it was sent by itself, not in a list.
     """
 
     value: str | bytes
     modality: Modality | None = None
-
-
-class _One(list[Item]):
-    """An input that is one and no list."""
+    is_alone: bool = False
 
 
 def _items(given: object) -> list[Item]:
@@ -70,7 +68,7 @@ def _items(given: object) -> list[Item]:
     if given is None:
         raise ValueError("is null")
     if isinstance(given, str | bytes | dict):
-        return _One([_item(given)])
+        return [replace(_item(given), is_alone=True)]
     if not isinstance(given, list) or not given:
         raise ValueError(f"must be a text, an image or a list of them, not {_kind(given)}")
     if all(isinstance(one, int) for one in given):
@@ -257,7 +255,7 @@ class EmbeddingsRequest(_Request):
     @property
     def is_single(self) -> bool:
         """Whether the input is one and no list."""
-        return self.messages is not None or isinstance(self.input, _One)
+        return self.messages is not None or any(one.is_alone for one in self.input or ())
 
     @property
     def items(self) -> list[Item]:
