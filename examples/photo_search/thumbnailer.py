@@ -15,7 +15,8 @@ def thumbnail(path: str) -> bytes:
     try:
         with Image.open(path) as picture:
             picture.draft("RGB", (4 * COLUMNS, 8 * ROWS))
-            return ImageOps.fit(picture.convert("RGB"), (COLUMNS, 2 * ROWS)).tobytes()
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            return ImageOps.fit(upright, (COLUMNS, 2 * ROWS)).tobytes()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return b""
 
