@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from ._packed import PackedFile, PackedFolder
 from ._probe import probe, probe_once
 from ._signature import ModelContract, read_contract
 from ._tasks import BlockingCall, to_end
@@ -72,6 +74,8 @@ class LoadOptions:
     offline: bool | None = None
     http_client: httpx.AsyncClient | None = None
     preprocessing: Preprocessing | None = None
+    packed_weights: bool = True
+    idle_timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("threads", "decode_threads", "replicas"):
@@ -88,6 +92,19 @@ class LoadOptions:
         wait: object = self.max_wait
         if not isinstance(wait, int | float) or isinstance(wait, bool) or not 0 <= wait < math.inf:
             raise InvalidConfig(f"max_wait must be a number of seconds from 0 on, not {wait!r}")
+        idle: object = self.idle_timeout
+        is_number = isinstance(idle, int | float) and not isinstance(idle, bool)
+        if idle is not None and not (is_number and 0 < idle < math.inf):  # type: ignore[operator]
+            raise InvalidConfig(
+                f"idle_timeout must be a number of seconds above 0, or None, not {idle!r}"
+            )
+        if not isinstance(self.packed_weights, bool):
+            raise InvalidConfig(f"packed_weights is True or False, not {self.packed_weights!r}")
+
+    @property
+    def single_thread(self) -> bool:
+        """Whether each copy of the program computes on its own thread alone."""
+        return self.threads == 1 or self.replicas > 1
 
 
 # --- the loaded model
@@ -101,15 +118,29 @@ class LoadedModel:
         programs: Copies of the program: as many batches at the same time as there are.
         contract: What it takes and gives.
         text: Makes the inputs of a text program; None for images.
+        packed: The files of packed weights that the copies map, if any.
     """
 
     programs: Sequence[Program]
     contract: ModelContract
     text: TextInputs | None = None
+    packed: Sequence[PackedFile] = ()
 
     @classmethod
-    def load(cls, files: ModelFiles, spec: ModelSpec, options: LoadOptions) -> LoadedModel:
+    def load(
+        cls,
+        files: ModelFiles,
+        spec: ModelSpec,
+        options: LoadOptions,
+        packed: Sequence[PackedFile] = (),
+    ) -> LoadedModel:
         """Load a program and read its contract. Blocks.
+
+        Args:
+            files: Where it lies.
+            spec: What is known of it from outside.
+            options: How to load it.
+            packed: The packed weights of the copies; those that have none pack into memory.
 
         Raises:
             ModelError: The file, the program or its contract is at fault.
@@ -121,10 +152,11 @@ class LoadedModel:
         with ExitStack() as undo:
             if threads is not None and threads > 1:
                 set_thread_count(threads)
-            alone = 1 if threads == 1 or options.replicas > 1 else None
+            alone = 1 if options.single_thread else None
+            paths = [undo.enter_context(file).path for file in packed]
             programs: list[Program] = []
-            for _ in range(options.replicas):
-                programs.append(Program.load(files.model, threads=alone))
+            for _, path in zip_longest(range(options.replicas), paths):
+                programs.append(Program.load(files.model, threads=alone, packed_weights=path))
                 undo.callback(programs[-1].close)
             contract = read_contract(
                 programs[0],
@@ -136,7 +168,7 @@ class LoadedModel:
             if contract.modality == "text":
                 text = TextInputs.load(programs[0], contract, spec, files.tokenizer)
             undo.pop_all()
-        return cls(tuple(programs), contract, text)
+        return cls(tuple(programs), contract, text, tuple(packed))
 
     async def run(self, program: Program, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         """Embed the items of a batch on one of the copies; once begun, to its end.
@@ -166,6 +198,8 @@ class LoadedModel:
         """Free the programs' memory, when the runs in flight have ended. Blocks."""
         for program in self.programs:
             program.close()
+        for file in self.packed:
+            file.close()
 
 
 async def _run(program: Program, inputs: Sequence[NDArray[Any]], method: str) -> NDArray[Any]:
@@ -296,13 +330,27 @@ class Loader:
             files = await BlockingCall(partial(_local_files, self._spec, path)).run()
             if self._spec.sha256 is None:
                 await probe_once(path, cache_folder(self._options.cache_dir))
-        call = BlockingCall(partial(LoadedModel.load, files, self._spec, self._options))
+        packed = await self._packed_weights(files)
+        call = BlockingCall(partial(LoadedModel.load, files, self._spec, self._options, packed))
         try:
             return await call.run()
         except BaseException:
             if call.result is not None:
                 await to_end(BlockingCall(call.result.close).run)
             raise
+
+    async def _packed_weights(self, files: ModelFiles) -> list[PackedFile]:
+        """Return a file of packed weights for each copy, none where there can be none."""
+        packed: list[PackedFile] = []
+        if self._options.packed_weights:
+            folder = PackedFolder(cache_folder(self._options.cache_dir))
+            alone = self._options.single_thread
+            for _ in range(self._options.replicas):
+                found = await folder.obtain(files.model, files.sha256, single_thread=alone)
+                if found is None:
+                    break
+                packed.append(found)
+        return packed
 
     def pause(self) -> None:
         """Pause the download: the connection is closed, and what arrived is kept.

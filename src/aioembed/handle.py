@@ -10,7 +10,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -140,6 +140,9 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._load_wanted = 0
         self._close: Task[bool] | None = None
         self._streams: set[Pipeline[Any, InputT]] = set()
+        self._slept: ModelContract | None = None  # the model's, while it sleeps
+        self._unused_since = 0.0
+        self._idle_watch: Task[None] | None = None
 
         self._most_pending = 1 if on_busy == "raise" else max_pending
         self._on_call = on_call
@@ -199,7 +202,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
     async def wait_for(self, condition: Status | str | Callable[[ModelState], bool]) -> ModelState:
         """Wait until the model is in a status, or a condition holds, and return that state.
 
-        A state that lasts shorter than the event loop's turn may be missed.
+        Waiting for `ready` wakes a model that sleeps. A state that lasts shorter than the event
+        loop's turn may be missed.
 
         Args:
             condition: A status, its name, or a function of the state.
@@ -212,6 +216,9 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 could change that: this is its error.
         """
         wanted = condition if callable(condition) else _status(condition)
+        if wanted is Status.READY and self._slept is not None:
+            self._open()
+            await self._loaded()
         load = self._load
         async for state in self.states():
             if wanted(state) if callable(wanted) else state.status is wanted:
@@ -513,9 +520,10 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     @property
     def _contract(self) -> ModelContract:
-        if self._session is None:
+        contract = self._slept if self._session is None else self._session.model.contract
+        if contract is None:
             raise ModelNotLoaded("the model is not loaded: await load() first")
-        return self._session.model.contract
+        return contract
 
     # --- which event loop
 
@@ -560,15 +568,16 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         """Go on after the event loop ended with the handle open: what ran there ended with it."""
         self._home = current_loop()
         self._entered = False
-        self._load = self._close = None
+        self._load = self._close = self._idle_watch = None
         self._load_wanted = 0
         self._streams.clear()
         if self._session is not None:
             self._session = self._make_session(self._session.model)
+            self._watch_for_idleness(self._session)
             if self._lifecycle.status is Status.GENERATING:
                 self._lifecycle.move(Status.READY)
         elif self._lifecycle.status in {Status.DOWNLOADING, Status.LOADING}:
-            self._lifecycle.move(Status.IDLE, is_paused=False)
+            self._back_to_idle()
 
     # --- the load
 
@@ -578,6 +587,9 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             return self._session
         if self._close is not None or self._lifecycle.status is Status.CLOSED:
             raise ModelClosed(f"{self!r}: await load(), or use `async with`, to open it again")
+        if self._slept is not None:
+            self._open()
+            return await self._loaded()
         if self._load is None or self._load.done or self._load.is_cancelled:
             error = self.state.error
             if error is not None:
@@ -619,9 +631,11 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         try:
             model = await self._loader.load()
             self._session = self._make_session(model)
+            self._slept = None
             lifecycle.move(Status.READY)
+            self._watch_for_idleness(self._session)
         except DownloadCancelled:
-            lifecycle.move(Status.IDLE, is_paused=False)
+            self._back_to_idle()
             raise
         except Exception as exc:
             error = exc if isinstance(exc, AioembedError) else InternalError.of(exc)
@@ -632,12 +646,42 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 exc_info=exc,
             )
             _free_locals(error)
+            self._slept = None
             lifecycle.move(Status.FAILED, error=error)
             raise error from error.__cause__
         except BaseException:
             if lifecycle.status is not Status.IDLE:
-                lifecycle.move(Status.IDLE, is_paused=False)
+                self._back_to_idle()
             raise
+
+    def _back_to_idle(self) -> None:
+        """Leave a load that was cancelled; a model that slept sleeps again."""
+        self._lifecycle.move(Status.IDLE, is_paused=False, is_asleep=self._slept is not None)
+
+    def _watch_for_idleness(self, session: Session) -> None:
+        """Put the model to sleep when it was not used for as long as the options say."""
+        timeout = self._options.idle_timeout
+        if timeout is None or self._session is not session:
+            return
+        if self._idle_watch is not None:
+            self._idle_watch.cancel()
+        self._unused_since = time.monotonic()
+        with suppress(ModelClosed):  # the event loop is ending
+            watch = partial(self._sleep_when_unused, session, timeout)
+            self._idle_watch = spawn(watch, name=f"aioembed idle {self._spec.name}")
+
+    async def _sleep_when_unused(self, session: Session, timeout: float) -> None:
+        while self._session is session and self._close is None:
+            left = self._unused_since + timeout - time.monotonic()
+            if self._pending or self._lifecycle.status is Status.GENERATING:
+                left = timeout
+            if left > 0:
+                await anyio.sleep(left)
+                continue
+            self._slept, self._session = session.model.contract, None
+            self._lifecycle.move(Status.IDLE, is_asleep=True)
+            await to_end(session.batcher.aclose)
+            await to_end(BlockingCall(session.model.close).run)
 
     def _make_session(self, model: LoadedModel) -> Session:
         copies, max_batch = len(model.programs), model.contract.max_batch
@@ -682,12 +726,15 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             if self._load is not None:
                 self._load.cancel()
                 await self._load.wait()
+            if self._idle_watch is not None:
+                self._idle_watch.cancel()
+                await self._idle_watch.wait()
             if self._session is not None:
                 await self._session.batcher.aclose()
                 await BlockingCall(self._session.model.close).run()
             await self._release()
         finally:
-            self._session = self._load = self._close = None
+            self._session = self._load = self._close = self._idle_watch = self._slept = None
             self._entered = False
             self._lifecycle.move(Status.CLOSED, queue_depth=0)
         return True
@@ -775,6 +822,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     def _count_pending(self, change: int) -> None:
         self._pending += change
+        if not self._pending:
+            self._unused_since = time.monotonic()
         if self._lifecycle.status is not Status.CLOSED:
             self._lifecycle.update(queue_depth=self._pending)
 

@@ -26,7 +26,7 @@ class Status(StrEnum):
     """Where a model is in its life."""
 
     IDLE = "idle"
-    """Nothing has been started, or a load was cancelled."""
+    """Nothing has been started, a load was cancelled, or the model sleeps."""
     DOWNLOADING = "downloading"
     """The model's files are being fetched, or a paused fetch waits to go on."""
     LOADING = "loading"
@@ -47,7 +47,7 @@ LEGAL_MOVES = MappingProxyType(
         _S.IDLE: frozenset({_S.DOWNLOADING, _S.LOADING, _S.FAILED, _S.CLOSED}),
         _S.DOWNLOADING: frozenset({_S.LOADING, _S.IDLE, _S.FAILED, _S.CLOSED}),
         _S.LOADING: frozenset({_S.READY, _S.IDLE, _S.FAILED, _S.CLOSED}),
-        _S.READY: frozenset({_S.GENERATING, _S.FAILED, _S.CLOSED}),
+        _S.READY: frozenset({_S.GENERATING, _S.IDLE, _S.FAILED, _S.CLOSED}),
         _S.GENERATING: frozenset({_S.READY, _S.FAILED, _S.CLOSED}),
         _S.FAILED: frozenset({_S.IDLE, _S.DOWNLOADING, _S.LOADING, _S.CLOSED}),
         _S.CLOSED: frozenset({_S.IDLE}),
@@ -69,6 +69,7 @@ class ModelState(BaseModel):
         is_paused: Whether the download is paused.
         queue_depth: Calls of `forward` that wait or run.
         error: Why the last load failed, or why the runtime gave the program up.
+        is_asleep: Whether the model was unloaded because nobody used it; the next call wakes it.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -82,6 +83,7 @@ class ModelState(BaseModel):
     is_paused: bool = False
     queue_depth: int = 0
     error: Annotated[AioembedError | None, SkipValidation] = None
+    is_asleep: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -134,7 +136,8 @@ class Lifecycle:
 
         Args:
             status: One that the table allows from here.
-            **changes: Fields of `ModelState` that change in the same step.
+            **changes: Fields of `ModelState` that change in the same step. `is_asleep` is false
+                unless it is among them.
 
         Raises:
             IllegalStateMove: The table does not have the move; nothing was changed.
@@ -142,7 +145,7 @@ class Lifecycle:
         if status not in LEGAL_MOVES[self.status]:
             raise IllegalStateMove(f"a model cannot go from {self.status} to {status}")
         with self._lock:
-            self._figures.update(changes, status=status)
+            self._figures.update({"is_asleep": False} | changes, status=status)
         value = self.value
         if status is Status.CLOSED:
             self._closed = value

@@ -72,6 +72,11 @@ class TextEmbeddings(EmbeddingHandle[str]):
             handle was given one of its own. It changes the space's name, not the vectors.
         sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose
             files are pinned. None takes the published hash, or trusts the first download.
+        packed_weights: Keep what the runtime computes from the weights in a file of the cache,
+            which is made at the first load: later loads take milliseconds, and processes share
+            its memory. False computes it at every load. Programs under 16 MB need none.
+        idle_timeout: Seconds without a call after which the model is unloaded. Its status is
+            `idle` then, `state.is_asleep` is true, and the next call wakes it. None is never.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and the call is not affected.
 
@@ -99,6 +104,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
         http_client: httpx.AsyncClient | None = None,
         preprocessing: Preprocessing | None = None,
         sha256: str | None = None,
+        packed_weights: bool = True,
+        idle_timeout: float | None = None,
         on_call: OnCall | None = None,
     ) -> None:
         _check_truncate(truncate)
@@ -112,6 +119,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
                 offline=offline,
                 http_client=http_client,
                 preprocessing=preprocessing,
+                packed_weights=packed_weights,
+                idle_timeout=idle_timeout,
             ),
             prevent_load=prevent_load,
             max_pending=max_pending,

@@ -1,0 +1,268 @@
+"""Models that nobody uses sleep, and wake at the next call."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aioembed import ImageEmbeddings, Status
+from aioembed._packed import PackedFolder
+from aioembed.errors import AioembedError, InvalidConfig, ModelClosed
+from aioembed.runtime import Program
+from aioembed.state import ModelState
+
+pytestmark = pytest.mark.anyio
+
+_PROGRAM = Path(__file__).resolve().parents[1] / "programs/tiny_clip_image.pte"
+_SOON = 0.02
+
+
+def make(idle_timeout: float | None = _SOON, **options: Any) -> ImageEmbeddings:
+    return ImageEmbeddings(_PROGRAM, idle_timeout=idle_timeout, threads=1, **options)
+
+
+def asleep(state: ModelState) -> bool:
+    return state.is_asleep
+
+
+def living_programs() -> int:
+    gc.collect()
+    return sum(isinstance(thing, Program) for thing in gc.get_objects())
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ImageEmbeddings]:
+    async with make() as made:
+        yield made
+
+
+async def test_an_unused_model_is_unloaded_and_the_next_call_wakes_it(
+    pixels: NDArray[np.uint8],
+) -> None:
+    before = living_programs()
+    async with make() as model:
+        expected = await model.forward(pixels)
+        for _ in range(3):
+            state = await model.wait_for(asleep)
+            assert (state.status, state.is_ready) == (Status.IDLE, False)
+            with anyio.fail_after(30):
+                while living_programs() > before:  # noqa: ASYNC110  # freeing is no event
+                    await anyio.sleep(0.01)
+            np.testing.assert_array_equal(await model.forward(pixels), expected)
+            assert not model.state.is_asleep
+    assert not model.state.is_asleep
+
+
+async def test_the_moves_of_falling_asleep_and_waking_are_observed(
+    pixels: NDArray[np.uint8],
+) -> None:
+    model, seen = make(), []
+    model.subscribe(lambda: seen.append((str(model.state.status), model.state.is_asleep)))
+    async with model:
+        await model.wait_for(asleep)
+        await model.forward(pixels)
+        await model.wait_for(asleep)
+    moves = [move for place, move in enumerate(seen) if not place or seen[place - 1] != move]
+    assert moves == [
+        ("loading", False),
+        ("ready", False),
+        ("idle", True),
+        ("loading", False),
+        ("ready", False),
+        ("generating", False),
+        ("ready", False),
+        ("idle", True),
+        ("closed", False),
+    ]
+
+
+async def test_a_storm_of_calls_wakes_a_model_once(
+    model: ImageEmbeddings, pixels: NDArray[np.uint8]
+) -> None:
+    expected = await model.forward(pixels)
+    await model.wait_for(asleep)
+    loads: list[Status] = []
+    model.subscribe(lambda: loads.append(model.state.status))
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            np.testing.assert_array_equal(await model.forward(pixels), expected)
+
+        for _ in range(100):
+            tasks.start_soon(call)
+    begun = [new for old, new in zip([Status.IDLE, *loads], loads, strict=False) if old is not new]
+    assert begun.count(Status.LOADING) == 1
+
+
+async def test_waiting_for_ready_wakes_a_model(model: ImageEmbeddings) -> None:
+    await model.wait_for(asleep)
+    assert (await model.wait_for("ready")).status is Status.READY
+
+
+async def test_a_load_wakes_a_model(model: ImageEmbeddings) -> None:
+    await model.wait_for(asleep)
+    await model.load()
+    assert model.state.is_ready
+
+
+async def test_what_is_known_of_a_model_is_known_while_it_sleeps(model: ImageEmbeddings) -> None:
+    await model.load()
+    known = (model.space, model.embedding_dim, model.metadata)
+    await model.wait_for(asleep)
+    assert (model.space, model.embedding_dim, model.metadata) == known
+
+
+async def test_streams_and_batches_wake_a_model(
+    model: ImageEmbeddings, pixels: NDArray[np.uint8]
+) -> None:
+    await model.wait_for(asleep)
+    assert (await model.forward_batch([pixels] * 3)).shape[0] == 3
+
+    async def slowly() -> AsyncIterator[NDArray[np.uint8]]:
+        for _ in range(2):
+            await model.wait_for(asleep)
+            yield pixels
+
+    results = [result async for result in model.embed_stream(slowly())]
+    assert len(results) == 2
+
+
+async def test_a_model_in_use_does_not_sleep(pixels: NDArray[np.uint8]) -> None:
+    async with make(idle_timeout=0.2) as model:
+        seen: list[bool] = []
+        await model.load()
+        model.subscribe(lambda: seen.append(model.state.is_asleep))
+        with anyio.move_on_after(0.6):
+            while True:
+                await model.forward(pixels)
+                await anyio.sleep(0.01)
+        assert not any(seen)
+
+
+async def test_a_cancelled_wake_leaves_the_model_asleep(pixels: NDArray[np.uint8]) -> None:
+    model = make()
+    await model.load()
+    await model.wait_for(asleep)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await model.forward(pixels)
+    await model.wait_for(asleep)
+    assert (await model.forward(pixels)).shape
+    await model.aclose()
+
+
+async def test_closing_a_sleeping_model_closes_it(pixels: NDArray[np.uint8]) -> None:
+    model = make()
+    await model.load()
+    await model.wait_for(asleep)
+    await model.aclose()
+    assert (model.state.status, model.state.is_asleep) == (Status.CLOSED, False)
+    with pytest.raises(ModelClosed):
+        await model.forward(pixels)
+    await model.load()
+    assert model.state.is_ready
+    await model.aclose()
+
+
+async def test_closing_while_a_model_falls_asleep_frees_it(pixels: NDArray[np.uint8]) -> None:
+    before = living_programs()
+    for _ in range(10):
+        async with make() as model:
+            await model.forward(pixels)
+            await model.wait_for(asleep)
+    del model
+    assert living_programs() == before
+
+
+async def test_a_wake_that_fails_is_the_error_of_the_call(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    program = tmp_path / "program.pte"
+    program.write_bytes(_PROGRAM.read_bytes())
+    async with ImageEmbeddings(program, idle_timeout=_SOON, threads=1) as model:
+        await model.forward(pixels)
+        await model.wait_for(asleep)
+        program.unlink()
+        with pytest.raises(AioembedError):
+            await model.forward(pixels)
+        assert (model.state.status, model.state.is_asleep) == (Status.FAILED, False)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_by_default_a_model_never_sleeps(pixels: NDArray[np.uint8]) -> None:
+    async with make(idle_timeout=None) as model:
+        await model.forward(pixels)
+        await anyio.sleep(0.1)
+        assert model.state.is_ready
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_timer_does_not_delay_the_end_of_the_event_loop(backend: str) -> None:
+    async def main() -> None:
+        model = make(idle_timeout=3600)
+        await model.load()
+
+    anyio.run(main, backend=backend)
+
+
+def test_a_model_that_slept_on_a_loop_that_ended_wakes_on_another(
+    pixels: NDArray[np.uint8],
+) -> None:
+    model = make()
+
+    async def first() -> NDArray[np.float32]:
+        await model.load()
+        vector = await model.forward(pixels)
+        await model.wait_for(asleep)
+        return vector
+
+    async def second() -> NDArray[np.float32]:
+        vector = await model.forward(pixels)
+        await model.aclose()
+        return vector
+
+    np.testing.assert_array_equal(anyio.run(first), anyio.run(second))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
+def test_a_timeout_that_is_not_above_zero_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidConfig, match="idle_timeout must be a number"):
+        make(idle_timeout=wrong)
+
+
+async def test_packed_weights_change_no_vector(
+    pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioembed._packed._SMALL", 0)
+    vectors = []
+    for packed in (False, True, True):
+        async with make(packed_weights=packed, cache_dir=tmp_path) as model:
+            vectors.append(await model.forward(pixels))
+            await model.wait_for(asleep)
+            vectors.append(await model.forward(pixels))
+    assert len(PackedFolder(tmp_path).records()) == 1
+    for vector in vectors:
+        np.testing.assert_array_equal(vector, vectors[0])
+
+
+async def test_copies_share_packed_weights(
+    pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioembed._packed._SMALL", 0)
+    options = partial(ImageEmbeddings, _PROGRAM, cache_dir=tmp_path)
+    async with options(replicas=1, threads=1) as one, options(replicas=3) as three:
+        expected = await one.forward(pixels)
+        rows = await three.forward_batch([pixels] * 12)
+    for row in rows:
+        np.testing.assert_array_equal(row, expected)
+    (record,) = PackedFolder(tmp_path).records()
+    links_count_once = PackedFolder(tmp_path).total_size()
+    assert record.size <= links_count_once < 2 * record.size
