@@ -15,7 +15,7 @@ EXPECTED = {
     "idle": "downloading loading failed closed",
     "downloading": "loading idle failed closed",
     "loading": "ready idle failed closed",
-    "ready": "generating failed closed",
+    "ready": "idle generating failed closed",
     "generating": "ready failed closed",
     "failed": "idle downloading loading closed",
     "closed": "idle",
