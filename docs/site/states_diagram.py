@@ -61,7 +61,7 @@ def lines() -> list[Line]:
         for end in Status:
             if end not in LEGAL_MOVES[start] or end in from_anywhere():
                 continue
-            way_back = start in LEGAL_MOVES[end]
+            way_back = start in LEGAL_MOVES[end] and start not in from_anywhere()
             if not way_back or Line(end, start, both_ways=True) not in found:
                 found.append(Line(start, end, both_ways=way_back))
     return found
@@ -129,7 +129,8 @@ def _line(line: Line) -> str:
         data = f"M{x0 + right * half_width} {y0}H{x1 - right * half_width}"
     elif _is_blocked(line):
         edge = x0 + half_width
-        data = f"M{edge} {y0}C{edge + 72} {y0} {edge + 72} {y1} {edge} {y1}"
+        bulge = edge + min(96, abs(y1 - y0) // 4)
+        data = f"M{edge} {y0}C{bulge} {y0} {bulge} {y1} {edge} {y1}"
     else:
         data = f"M{x0} {y0 + down * half_height}V{y1 - down * half_height}"
     return _path(data, both_ways=line.both_ways)

@@ -79,7 +79,11 @@ def test_every_error_has_a_row_with_its_code() -> None:
     codes = {name: code for code, name, _, _ in rows}
     assert {one.__name__ for one in _errors() if _is_leaf(one)} <= set(codes)
     assert len(codes) == len(rows)
-    own = {"BatchItemFailed": "the item's", "ExecutorchError": "ExecuTorch's, 1-50"}
+    own = {
+        "BatchItemFailed": "the item's",
+        "ExecutorchError": "ExecuTorch's, 1-50",
+        "ProgramLost": "ExecuTorch's, 1-50",
+    }
     expected = {name: own.get(name, str(getattr(errors, name).code)) for name in codes}
     assert codes == expected
 
