@@ -12,8 +12,10 @@ from .models import CLIP_VIT_BASE_PATCH32_IMAGE as CLIP_VIT_BASE_PATCH32_IMAGE
 from .models import CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED as CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED
 from .models import CLIP_VIT_BASE_PATCH32_TEXT as CLIP_VIT_BASE_PATCH32_TEXT
 from .models import EFFICIENTNET_LITE0 as EFFICIENTNET_LITE0
+from .models import IMAGENET_PREPROCESSING as IMAGENET_PREPROCESSING
 from .models import MODELS as MODELS
 from .models import RNE_PREPROCESSING as RNE_PREPROCESSING
+from .models import RNE_PREPROCESSING_0_10_6 as RNE_PREPROCESSING_0_10_6
 from .models import EmbeddingSpace as EmbeddingSpace
 from .models import ModelSource as ModelSource
 from .models import ModelSpec as ModelSpec

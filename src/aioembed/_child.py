@@ -18,6 +18,9 @@ def python_child(function: str, *arguments: str) -> tuple[list[str], dict[str, s
     child is given this process's `sys.path` instead, without the entries that mean "wherever
     you are", and a `PYTHONPATH` without them.
 
+    Where Python is embedded, `sys.executable` is empty or another program: the environment variable
+    `AIOEMBED_PYTHON` names one to start instead.
+
     Args:
         function: As `package.module:name`. What it returns becomes the child's exit code.
         arguments: What it is called with.
@@ -31,7 +34,8 @@ def python_child(function: str, *arguments: str) -> tuple[list[str], dict[str, s
     folders = environment.pop("PYTHONPATH", "").split(os.pathsep)
     if absolute := [folder for folder in folders if Path(folder).is_absolute()]:
         environment["PYTHONPATH"] = os.pathsep.join(absolute)
-    return [sys.executable, "-P", "-c", code, *arguments], environment
+    python = os.environ.get("AIOEMBED_PYTHON") or sys.executable or ""
+    return [python, "-P", "-c", code, *arguments], environment
 
 
 def _import_path() -> list[str]:

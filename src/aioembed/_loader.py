@@ -29,6 +29,7 @@ from .errors import (
     ModelFileUnreadable,
     NotActive,
     ProbeFailed,
+    ProbeIncomplete,
     shorten,
 )
 from .folders import cache_folder
@@ -73,7 +74,7 @@ class LoadOptions:
     cache_dir: str | os.PathLike[str] | None = None
     offline: bool | None = None
     http_client: httpx.AsyncClient | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | str | None = None
     packed_weights: bool = True
     idle_timeout: float | None = None
 
@@ -413,6 +414,8 @@ class Loader:
             try:  # once; one that fails is deleted, so that the next load fetches it again
                 await BlockingCall(partial(check_program_file, program.path)).run()
                 await probe(program.path)
+            except ProbeIncomplete:
+                raise
             except (InvalidProgram, ProbeFailed):
                 await cache.delete(program)
                 raise

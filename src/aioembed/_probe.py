@@ -8,14 +8,22 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
 
 from ._child import python_child
 from ._tasks import BlockingCall
-from .errors import AioembedError, InvalidProgram, ModelFileUnreadable, ProbeFailed, shorten
-from .runtime import EXECUTORCH_VERSION, Program, check_program_file
+from .errors import (
+    AioembedError,
+    InvalidProgram,
+    ModelFileUnreadable,
+    ProbeFailed,
+    ProbeIncomplete,
+    shorten,
+)
+from .runtime import EXECUTORCH_VERSION, Program, TensorInfo, check_program_file
 
 __all__ = ["probe", "probe_once"]
 
@@ -23,6 +31,8 @@ _logger = logging.getLogger("aioembed.handle")
 
 _SECONDS = 300.0
 _TYPED_ERROR = 3
+_IMAGE_AXES = 3
+_KEPT = "its file is kept"
 _CHILD = f"{__name__}:try_program"
 
 
@@ -35,23 +45,29 @@ async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
 
     Raises:
         InvalidProgram: The runtime refused the program; the message is the child's.
-        ProbeFailed: The child crashed, or took too long.
+        ProbeFailed: The child crashed.
+        ProbeIncomplete: The trial took too long, ran out of memory, or could not be started.
     """
     command, environment = await BlockingCall(partial(python_child, _CHILD, str(path))).run()
     try:
         with anyio.fail_after(seconds):
             child = await anyio.run_process(command, check=False, env=environment)
     except TimeoutError as exc:
-        raise ProbeFailed(
-            f"the program {shorten(path)} did not end its trial run within {seconds:g} s"
+        raise ProbeIncomplete(
+            f"the program {shorten(path)} did not end its trial run within {seconds:g} s; {_KEPT}"
         ) from exc
-    except OSError as exc:
-        raise ProbeFailed(
-            f"the trial run of {shorten(path)} cannot be started ({exc}): give its sha256, which "
-            "needs no trial"
+    except (OSError, ValueError) as exc:
+        raise ProbeIncomplete(
+            f"the trial run of {shorten(path)} in a child process could not be started: "
+            f"{command[0] or 'sys.executable is empty'}: {exc}. Set AIOEMBED_PYTHON to a Python "
+            f"that has aioembed, or give the file's sha256 in a ModelSpec; {_KEPT}"
         ) from exc
     if child.returncode == 0:
         return
+    if child.returncode == -signal.SIGKILL:
+        raise ProbeIncomplete(
+            f"the trial run of {shorten(path)} was killed, most likely as memory ran out; {_KEPT}"
+        )
     if child.returncode == _TYPED_ERROR:
         raise InvalidProgram(child.stderr.decode(errors="replace").strip())
     raise ProbeFailed(
@@ -109,13 +125,48 @@ def _cause(returncode: int) -> str:
 
 
 def try_program(path: str) -> int:
-    """Load a program and run `forward` once on zeros; return the child's exit code."""
+    """Load a program, run `forward` twice on different inputs; return the child's exit code.
+
+    A program whose vectors are all the same, zeros or not finite would load and be of no use.
+    """
     try:
         program = Program.load(path)
         method = program.methods.get("forward")
         if method is not None:
-            program.run(*(np.zeros(info.shape, info.dtype) for info in method.inputs))
+            inputs = [[_trial_input(info, run) for info in method.inputs] for run in range(2)]
+            first, second = (program.run(*tensors)[0] for tensors in inputs)
+            if method.inputs and _kind(method.inputs[0]) is not None:
+                _check_outputs(first, second, _kind(method.inputs[0]) or "")
     except AioembedError as error:
         print(error, file=sys.stderr)  # noqa: T201  # the parent reads it
         return _TYPED_ERROR
     return 0
+
+
+def _kind(info: TensorInfo) -> str | None:
+    """What a program's first input is, judged by its dtype and number of axes."""
+    if info.dtype == "float32" and len(info.shape) >= _IMAGE_AXES:
+        return "pictures"
+    return "texts" if info.dtype == "int64" else None
+
+
+def _trial_input(info: TensorInfo, run: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Noise for pixels, and ids that every vocabulary has."""
+    if info.dtype == "float32":
+        return np.random.default_rng(run).random(info.shape, np.float32)
+    return np.full(info.shape, run, info.dtype)
+
+
+def _check_outputs(
+    first: np.ndarray[Any, np.dtype[Any]], second: np.ndarray[Any, np.dtype[Any]], kind: str
+) -> None:
+    for output in (first, second):
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise InvalidProgram(f"the program's vectors of {kind} are NaN or infinite")
+        if not output.any():
+            raise InvalidProgram(f"the program's vectors of {kind} are all zeros")
+    if kind == "pictures" and np.array_equal(first, second):
+        raise InvalidProgram(
+            "the program gives the same vector for two different pictures: it was not exported "
+            "as it was meant, or its weights were not loaded"
+        )

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ._sidecar import named_preprocessing, preprocessing_beside, unknown
 from .errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
 from .models import (
     METADATA_METHOD,
-    RNE_PREPROCESSING,
     EmbeddingSpace,
     Modality,
     ModelSpec,
     Preprocessing,
     ProgramMetadata,
+    local_path,
 )
 from .runtime import MethodInfo, Program
 
 __all__ = ["ModelContract", "read_contract"]
 
+_IMAGE_AXES = {3, 4}
 _BATCH_METHOD = "forward_batch"
 """A second method whose first axis is dynamic, for programs that have one beside `forward`."""
 
@@ -79,22 +81,26 @@ def read_contract(
     program: Program,
     spec: ModelSpec,
     *,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | str | None = None,
     file_sha256: Callable[[], str],
 ) -> ModelContract:
     """Put a program's contract together.
 
-    What the caller asks for outranks what the program says, and that outranks the spec.
+    What the caller asks for outranks what the program says, that outranks the files beside it, and
+    those outrank the spec. Where none of them says what pixels an image program takes, that is an
+    error: a guess would give vectors that look right.
 
     Args:
         program: The loaded program.
         spec: What is known of it from outside.
-        preprocessing: The caller's own, in place of any other.
+        preprocessing: The caller's own, in place of any other; a string names a preset or a file.
         file_sha256: Returns the hash of the program's file, which names the weights where
             nothing better does.
 
     Raises:
         InvalidProgram: No `forward` method, or metadata that cannot be read.
+        UnknownPreprocessing: Nothing says what pixels the program takes.
+        InvalidConfig: No such preset, or a file that does not say what it should.
         WrongDimensions: The preprocessing does not fit the program's input.
     """
     forward = program.methods.get("forward")
@@ -107,10 +113,12 @@ def read_contract(
     modality = metadata.modality if metadata else spec.modality
     if modality != spec.modality:
         raise InvalidProgram(f"{shorten(spec.name)} embeds {modality}s, not {spec.modality}s")
-    pixels = preprocessing or (metadata and metadata.preprocessing) or spec.preprocessing
     if modality == "image":
-        pixels = pixels or _hook_preprocessing(forward, spec)
-        _check_fits(pixels, forward, spec)
+        used = _preprocessing(preprocessing, forward, metadata, spec)
+        _check_fits(used, forward, spec)
+        pixels: Preprocessing | None = used
+    else:
+        pixels = metadata.preprocessing if metadata else spec.preprocessing
     batch = program.methods.get(_BATCH_METHOD, forward)
     return ModelContract(
         modality=modality,
@@ -142,15 +150,26 @@ def _metadata(program: Program, spec: ModelSpec) -> ProgramMetadata | None:
         ) from exc
 
 
-def _hook_preprocessing(forward: MethodInfo, spec: ModelSpec) -> Preprocessing:
-    """The hook's preprocessing, at the size of a program that says nothing of its own."""
-    shape = forward.inputs[0].shape
-    if len(shape) not in {3, 4} or shape[-3] != RNE_PREPROCESSING.input_shape[1]:
+def _preprocessing(
+    given: Preprocessing | str | None,
+    forward: MethodInfo,
+    metadata: ProgramMetadata | None,
+    spec: ModelSpec,
+) -> Preprocessing:
+    if isinstance(given, str):
+        return named_preprocessing(given, forward)
+    inside = metadata.preprocessing if metadata else None
+    if given or inside:
+        return given or cast("Preprocessing", inside)
+    path = local_path(spec)
+    beside = preprocessing_beside(path, forward) if path else None
+    if beside or spec.preprocessing:
+        return beside or cast("Preprocessing", spec.preprocessing)
+    if forward.inputs[0].dtype != "float32" or len(forward.inputs[0].shape) not in _IMAGE_AXES:
         raise InvalidProgram(
-            f"{shorten(spec.name)} takes {shape}, which is no (1, 3, height, width) image, and "
-            "carries no metadata: pass preprocessing= or export it with `aioembed export`"
+            f"{shorten(spec.name)} takes {forward.inputs[0]}, which is not an image"
         )
-    return RNE_PREPROCESSING.model_copy(update={"height": shape[-2], "width": shape[-1]})
+    raise unknown(spec.name, forward, path)
 
 
 def _check_fits(pixels: Preprocessing, forward: MethodInfo, spec: ModelSpec) -> None:
@@ -163,7 +182,10 @@ def _check_fits(pixels: Preprocessing, forward: MethodInfo, spec: ModelSpec) -> 
 
 
 def _embedding_dim(forward: MethodInfo, metadata: ProgramMetadata | None, spec: ModelSpec) -> int:
-    dim = forward.outputs[0].shape[-1] if forward.outputs[0].shape else 0
+    shape = forward.outputs[0].shape
+    while len(shape) > 1 and shape[-1] == 1:  # such as (1, dim, 1, 1), from a pooling
+        shape = shape[:-1]
+    dim = shape[-1] if shape else 0
     claims = (metadata.embedding_dim if metadata else None, spec.embedding_dim)
     wrong = [claim for claim in claims if claim not in {None, dim}]
     if dim < 1 or wrong:

@@ -19,7 +19,9 @@ AioembedError
 │   ├── ModelFileUnreadable       the file cannot be opened
 │   ├── InvalidProgram            the file is no ExecuTorch program, or a damaged one
 │   ├── IntegrityError            the bytes are not the ones that were published or recorded
-│   ├── ProbeFailed               a program of unknown origin died or hung in its trial run
+│   ├── ProbeFailed               a program of unknown origin died in its trial run
+│   │   └── ProbeIncomplete       a trial run took too long, lacked memory or could not start
+│   ├── UnknownPreprocessing      nothing says what pixels an image program takes
 │   ├── ExecutorchError           the runtime refused; `code` is ExecuTorch's own (0-50)
 │   │   └── ProgramLost           the runtime dropped a loaded program; it must be loaded again
 │   ├── WrongDimensions           a tensor has another shape or dtype than the program takes
@@ -107,6 +109,7 @@ __all__ = [
     "NotActive",
     "OfflineError",
     "ProbeFailed",
+    "ProbeIncomplete",
     "ProgramLost",
     "ResourceError",
     "ResourceNotFound",
@@ -116,6 +119,7 @@ __all__ = [
     "Unauthorized",
     "UnexpectedNumInputs",
     "UnknownModel",
+    "UnknownPreprocessing",
     "UnsupportedImageFormat",
     "WrongDimensions",
     "WrongEventLoop",
@@ -305,7 +309,17 @@ class IntegrityError(ModelError):
 
 
 class ProbeFailed(ModelError):
-    """A program of unknown origin died or hung in its trial run in a child process."""
+    """A program of unknown origin died in its trial run in a child process."""
+
+
+class ProbeIncomplete(ProbeFailed):
+    """A trial run could not be finished, which says nothing of the program: its file is kept."""
+
+
+class UnknownPreprocessing(ModelError):
+    """Nothing says what pixels an image program takes, and a guess would give wrong vectors."""
+
+    code = 112
 
 
 class ExecutorchError(ModelError):

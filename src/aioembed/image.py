@@ -51,7 +51,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         http_client: Fetches models, and images where the source policy allows private addresses
             (as `trusted` does), in place of clients of its own; its headers are sent. Under
             `untrusted` it fetches models only, which is logged. It is not closed.
-        preprocessing: In place of the one the model says.
+        preprocessing: In place of the one the model says: a `Preprocessing`, the name of a preset
+            (`rne`, `rne-0.10.6`, `clip`, `imagenet`), or the path of a JSON file.
         sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose
             files are pinned. None takes the published hash, or trusts the first download.
         packed_weights: Keep what the runtime computes from the weights in a file of the cache,
@@ -84,7 +85,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         http_client: httpx.AsyncClient | None = None,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing | str | None = None,
         sha256: str | None = None,
         packed_weights: bool = True,
         idle_timeout: float | None = None,

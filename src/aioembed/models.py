@@ -30,9 +30,11 @@ __all__ = [
     "CLIP_VIT_BASE_PATCH32_TEXT",
     "EFFICIENTNET_LITE0",
     "EMBEDDED_SCHEME",
+    "IMAGENET_PREPROCESSING",
     "METADATA_METHOD",
     "MODELS",
     "RNE_PREPROCESSING",
+    "RNE_PREPROCESSING_0_10_6",
     "EmbeddingSpace",
     "Modality",
     "ModelSource",
@@ -40,6 +42,7 @@ __all__ = [
     "Precision",
     "Preprocessing",
     "ProgramMetadata",
+    "Sidecar",
     "Tokenization",
     "local_file",
     "local_path",
@@ -85,7 +88,10 @@ class Preprocessing(_Frozen):
         scale: Factor from 0..255 to the program's range.
         mean: Per channel, subtracted after scaling; zeros where the program does it itself.
         std: Per channel, divided by after subtracting the mean.
-        layout: `nchw` gives `(1, 3, height, width)`. `patches` gives
+        program_mean: Per channel, subtracted inside the program, behind `std`: it changes no pixel,
+            but says what the program computes.
+        program_std: Per channel, divided by inside the program after that.
+        layout: `nchw` gives `(1, 3, height, width)`, `nhwc` `(1, height, width, 3)`, `patches`
             `(1, height / patch_size * width / patch_size, patch_size * patch_size * 3)`, a row
             of the grid after the other, each patch in the order kernel row, kernel column,
             channel.
@@ -103,14 +109,17 @@ class Preprocessing(_Frozen):
     scale: float = 1 / 255
     mean: _Triple = (0.0, 0.0, 0.0)
     std: _Triple = (1.0, 1.0, 1.0)
-    layout: Literal["nchw", "patches"] = "nchw"
+    program_mean: _Triple = (0.0, 0.0, 0.0)
+    program_std: _Triple = (1.0, 1.0, 1.0)
+    layout: Literal["nchw", "nhwc", "patches"] = "nchw"
     patch_size: PositiveInt | None = None
     shortest_edge: PositiveInt | None = None
     pad_value: tuple[_Level, _Level, _Level] = (0, 0, 0)
 
     @model_validator(mode="after")
     def _values_are_finite(self) -> Self:
-        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))) or 0 in self.std:
+        values = (self.scale, *self.mean, *self.std, *self.program_mean, *self.program_std)
+        if not all(map(math.isfinite, values)) or 0 in (*self.std, *self.program_std):
             raise ValueError("scale, mean and std must be finite, and std not zero")
         if self.shortest_edge is not None and self.resize != "crop":
             raise ValueError("shortest_edge goes with resize 'crop', and only with it")
@@ -127,6 +136,8 @@ class Preprocessing(_Frozen):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image's input, its first axis the batch."""
+        if self.layout == "nhwc":
+            return (1, self.height, self.width, 3)
         if self.patch_size is None:
             return (1, 3, self.height, self.width)
         patches = (self.height // self.patch_size) * (self.width // self.patch_size)
@@ -134,25 +145,54 @@ class Preprocessing(_Frozen):
 
     @property
     def pixels_id(self) -> str:
-        """Fingerprint of what decides the pixels, whatever layout or folding the program has."""
-        fields: tuple[object, ...] = (
-            self.height,
-            self.width,
-            self.resize,
-            self.interpolation,
-            self.antialias,
-        )
-        if self.shortest_edge is not None:
-            fields = (*fields, self.shortest_edge)
-        if any(self.pad_value):
-            fields = (*fields, self.pad_value)
-        return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
+        """Fingerprint of what decides the values, whatever layout or folding the program has.
+
+        Of scale, mean and std, those here and those inside the program, what counts is the factor
+        and the offset that they come to per channel.
+        """
+        edge = padding = None
+        if self.resize == "crop":
+            edge = self.shortest_edge or min(self.height, self.width)
+        if self.resize != "stretch":
+            padding = self.pad_value
+        geometry = (self.height, self.width, self.resize, edge, padding)
+        kernel = (self.interpolation, self.antialias)
+        channels = zip(self.mean, self.std, self.program_mean, self.program_std, strict=True)
+        values = [
+            (
+                f"{self.scale / (std * program_std):.9g}",
+                f"{-(mean / std + program_mean) / program_std + 0.0:.9g}",
+            )
+            for mean, std, program_mean, program_std in channels
+        ]
+        return hashlib.sha256(repr((geometry, kernel, values)).encode()).hexdigest()[:12]
 
 
 RNE_PREPROCESSING = Preprocessing(
     height=224, width=224, resize="stretch", interpolation="bilinear", antialias=False
 )
-"""What the React Native hook does: OpenCV's bilinear stretch, values / 255."""
+"""What the React Native hook does up to 0.10.5: OpenCV's bilinear stretch, values / 255."""
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+RNE_PREPROCESSING_0_10_6 = RNE_PREPROCESSING.model_copy(
+    update={"mean": _CLIP_MEAN, "std": _CLIP_STD}
+)
+"""What the hook seems to do from 0.10.6 on: the same pixels, then CLIP's mean and std. Its release
+notes say that image embeddings come out different from then on; it could not be tried here."""
+
+IMAGENET_PREPROCESSING = Preprocessing(
+    height=224,
+    width=224,
+    resize="crop",
+    shortest_edge=256,
+    interpolation="bilinear",
+    antialias=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+"""What torchvision's ImageNet classifiers take: the shortest side 256, the centre 224 x 224."""
 
 CLIP_PREPROCESSING = Preprocessing(
     height=224, width=224, resize="crop", interpolation="bicubic", antialias=True
@@ -266,6 +306,18 @@ class ProgramMetadata(_Frozen):
             normalized=self.normalized,
             precision=self.precision,
         )
+
+
+class Sidecar(_Frozen):
+    """What a file `NAME.json` beside `NAME.pte` says of a program that carries no metadata.
+
+    Attributes:
+        format: Version of this record.
+        preprocessing: Of images.
+    """
+
+    format: Literal[1] = 1
+    preprocessing: Preprocessing
 
 
 class ModelSpec(_Frozen):

@@ -30,7 +30,35 @@ class _Cells(nn.Module):
         return values * torch.rsqrt((values * values).sum(1, keepdim=True))
 
 
+class _Plain(nn.Module):
+    """As a program from elsewhere: no metadata, a pooling's shape, channels first or last."""
+
+    def __init__(self, *, channels_last: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.cells = nn.Conv2d(3, 16, 8, stride=8, bias=False)
+        directions = torch.randn(self.cells.weight.shape, generator=torch.manual_seed(0))
+        self.cells.weight = nn.Parameter(directions)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.channels_last:
+            pixels = pixels.permute(0, 3, 1, 2)
+        return torch.relu(self.cells(pixels)).mean((2, 3), keepdim=True)
+
+
+class _Constant(nn.Module):
+    """Gives every picture the same vector."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3)) * 0 + 1
+
+
 def main() -> None:
+    folder = Path(__file__).parent
+    for channels_last, name in ((False, "plain_nchw.pte"), (True, "plain_nhwc.pte")):
+        pixels = torch.zeros((1, 32, 32, 3) if channels_last else (1, 3, 32, 32))
+        lower(_Plain(channels_last=channels_last), (pixels,)).write(folder / name)
+    lower(_Constant(), (torch.zeros(1, 3, 32, 32),)).write(folder / "constant.pte")
     metadata = ProgramMetadata(
         name="tiny-image",
         modality="image",

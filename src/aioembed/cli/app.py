@@ -13,6 +13,7 @@ from aioembed import __version__
 from .cache import cache_app
 from .common import EXIT_CODE_HELP
 from .demo import demo
+from .describe import describe
 from .doctor import doctor
 from .download import download
 from .embed import embed, similarity
@@ -75,6 +76,7 @@ for _command in (
     models,
     download,
     export,
+    describe,
     serve,
     doctor,
 ):

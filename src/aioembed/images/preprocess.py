@@ -158,6 +158,8 @@ def _in_step(
     pixels: RgbImage, out: NDArray[np.float32], to: Preprocessing
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], int]:
     """Return pixels and program input with their axes in the program's order, and the channels'."""
+    if to.layout == "nhwc":
+        return pixels, out[0], -1
     if to.patch_size is None:
         return pixels.transpose(2, 0, 1), out[0], 0
     side = to.patch_size

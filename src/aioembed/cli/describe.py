@@ -1,0 +1,112 @@
+"""`aioembed describe`: what a program takes and gives, and what is missing to use it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+import typer
+
+from aioembed._probe import probe_once
+from aioembed._signature import ModelContract, read_contract
+from aioembed.errors import UnknownPreprocessing
+from aioembed.folders import cache_folder
+from aioembed.models import ModelSpec, Sidecar, local_path, resolve_model
+from aioembed.runtime import Program
+
+from .common import DebugOption, guarded, to_json, usage_error, warn, write_result
+
+__all__ = ["describe"]
+
+
+def describe(
+    model: Annotated[str, typer.Argument(metavar="FILE", help="A .pte file, or a name.")],
+    *,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rne|clip|imagenet|FILE.json",
+            help="What pixels it takes, where it does not say so.",
+            show_default=False,
+        ),
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write that to NAME.json beside the file, for good.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="The program embeds texts.")] = False,
+    output_format: Annotated[
+        Literal["text", "json"], typer.Option("--format", "-f", help="Of the description.")
+    ] = "text",
+    debug: DebugOption = False,
+) -> None:
+    """Print what a .pte program takes and gives, and what it says of itself.
+
+    A program of unknown origin is first tried in a process of its own.
+    """
+    with guarded(debug):
+        spec = resolve_model(model, modality="text" if text else "image")
+        path = local_path(spec)
+        if path is None:
+            raise usage_error("describe takes a file: download the model first (aioembed download)")
+        if spec.sha256 is None:
+            anyio.run(probe_once, path, cache_folder(None))
+        record = _examine(path, spec, preprocessing)
+        if save:
+            contract = record.pop("contract")
+            if contract is None or contract.preprocessing is None:
+                raise usage_error("nothing to save: give --preprocessing")
+            sidecar = path.with_suffix(".json")
+            saved = Sidecar(preprocessing=contract.preprocessing)
+            sidecar.write_text(saved.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            warn(f"wrote {sidecar}")
+        record.pop("contract", None)
+        lines = "".join(f"{name:14} {_said(value)}\n" for name, value in record.items())
+        write_result(to_json(record) if output_format == "json" else lines.encode(), None)
+
+
+def _examine(path: Path, spec: ModelSpec, preprocessing: str | None) -> dict[str, Any]:
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    program = Program.load(path)
+    try:
+        forward = program.methods.get("forward")
+        record: dict[str, Any] = {
+            "file": str(path),
+            "size_bytes": len(content),
+            "sha256": digest,
+            "methods": ", ".join(program.methods),
+            "inputs": [str(info) for info in forward.inputs] if forward else [],
+            "outputs": [str(info) for info in forward.outputs] if forward else [],
+            "constants": ", ".join(program.constants) or "none",
+        }
+        contract: ModelContract | None = None
+        try:
+            contract = read_contract(
+                program, spec, preprocessing=preprocessing, file_sha256=lambda: digest
+            )
+        except UnknownPreprocessing as error:
+            record["missing"] = str(error)
+        else:
+            pixels, metadata = contract.preprocessing, contract.metadata
+            record |= {
+                "embeds": f"{contract.modality}s",
+                "embedding_dim": contract.embedding_dim,
+                "max_batch": contract.max_batch,
+                "preprocessing": pixels.model_dump(exclude_none=True) if pixels else None,
+                "space_id": contract.space.id,
+                "metadata": metadata.model_dump(exclude_none=True) if metadata else None,
+                "missing": None,
+            }
+        return {**record, "contract": contract}
+    finally:
+        program.close()
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(one)}" for name, one in value.items())
+    return "nothing" if value is None else str(value)
