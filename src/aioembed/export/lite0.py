@@ -165,7 +165,8 @@ class Lite0(nn.Module):
         """Embed each picture; shapes as the class says."""
         features = self.layers(pixels).mean((2, 3), keepdim=True)
         pooled = features.view(-1, EMBEDDING_DIM)
-        return pooled * torch.rsqrt((pooled * pooled).sum(1, keepdim=True))
+        embeddings: Tensor = pooled * torch.rsqrt((pooled * pooled).sum(1, keepdim=True))
+        return embeddings
 
 
 def _metadata() -> ProgramMetadata:
