@@ -181,7 +181,7 @@ async def test_a_damaged_index_is_said(make_app: Any, photos: Path, tmp_path: Pa
     app = make_app(photos)
     async with app.run_test(size=(80, 30)) as pilot:
         await pilot.pause()
-        assert "damaged or no index" in told(app)
+        assert "is not an index" in told(app)
 
 
 @pytest.fixture
