@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
-pytest_asyncio = pytest.importorskip("pytest_asyncio")
-
-from aioembed import ImageEmbeddings  # noqa: E402
+from aioembed import ImageEmbeddings
 
 _PROGRAM = Path(__file__).parent / "programs/tiny_clip_image.pte"
 _PIXELS = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)

@@ -196,9 +196,12 @@ def test_the_descriptor_is_open_for_as_long_as_the_program_exists(programs: Path
 async def test_a_task_that_waits_is_woken_when_the_program_is_closed(
     slow: Program, matrix: Matrix
 ) -> None:
+    async def wait_readable() -> None:
+        await anyio.wait_readable(slow.completion_fd)
+
     async with anyio.create_task_group() as tasks:
         slow.start(matrix)
-        tasks.start_soon(anyio.wait_readable, slow.completion_fd)
+        tasks.start_soon(wait_readable)
         await anyio.to_thread.run_sync(slow.close)
 
 

@@ -142,10 +142,10 @@ class _StandIn(EmbeddingHandle[ItemT], Generic[ItemT]):
         scaled: NDArray[np.float32] = vector / np.linalg.norm(vector)
         return scaled
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self) -> bool:
         if self._stand_in_loader.model is not None:
             self._stand_in_loader.model.hurry.set()
-        await super()._shut_down()
+        return await super()._shut_down()
 
     async def _obtain(self, item: ItemT, stopwatch: Stopwatch) -> ItemT:  # noqa: ARG002
         return item
@@ -178,7 +178,7 @@ class ImageEmbeddingsStandIn(_StandIn[ImageInput], ImageEmbeddings):
         self._stand_in(embedding_dim, max_batch)
 
 
-class TextEmbeddingsStandIn(_StandIn[str], TextEmbeddings):
+class TextEmbeddingsStandIn(_StandIn[str], TextEmbeddings):  # type: ignore[misc]  # takes fewer
     """A `TextEmbeddings` without a model, for tests of applications; see `ImageEmbeddingsStandIn`.
 
     Args:
