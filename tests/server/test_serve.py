@@ -298,8 +298,15 @@ def test_workers_share_one_port_and_stop_together(
     monkeypatch.chdir(tmp_path)
     with served("--workers", "2", program=(str(command),)) as server:
         wait_ready(server.url)
-        answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": DATA_URI}, timeout=60)
-        assert answer.status_code == 200
+        for _ in range(20):
+            answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": DATA_URI}, timeout=60)
+            assert answer.status_code == 200
+        figures = get(f"{server.url}/metrics").text  # of both
+        assert (
+            'aioembed_requests_total{method="POST",path="/v1/embeddings",status="200"} 20.0'
+            in figures
+        )
+        assert "aioembed_model_stage_seconds_count" in figures
         assert server.stop() == 0
     assert not (tmp_path / "EXECUTED").exists()
 

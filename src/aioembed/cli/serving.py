@@ -188,6 +188,8 @@ def serve(options: ServerOptions, listening: Listening, started: Callable[[str],
     listening = free_port(listening)
     # A forked worker would hold the writing end of its own lifeline, and threads' locks.
     multiprocessing.set_start_method("spawn", force=True)
+    # `python -c`, which starts a worker, would import from the current folder first.
+    os.environ["PYTHONSAFEPATH"] = "1"
     lifeline, end = multiprocessing.Pipe(duplex=False)
     failure: Synchronized[int] = multiprocessing.Value("i", 0)
     loader = _Application(options, lifeline, failure)
