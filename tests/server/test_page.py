@@ -142,7 +142,7 @@ def test_states_are_announced_and_no_longer_vouched_for_without_the_server(
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(server.url)
-        page.get_by_role("status").filter(has_text="tiny-image (image): ready").wait_for()
+        page.get_by_role("status").filter(has_text="efficientnet-lite0 (image): ready").wait_for()
         assert server.stop() == 0
         page.get_by_text("trying again").wait_for()
         page.locator("#models.stale").wait_for()
