@@ -473,6 +473,25 @@ def test_the_callers_pillow_image_is_left_as_it_is() -> None:
     assert image.info["transparency"] == b"\1\2"
 
 
+def test_an_image_that_is_not_read_yet_may_be_given_to_several_calls() -> None:
+    """Pillow reads a file at the first use of its pixels, which no two threads may do at once."""
+    noise = np.random.default_rng(0).integers(0, 255, (600, 800, 3), np.uint8)
+    content = encoded(Image.fromarray(noise), "PNG")
+    expected = np.asarray(noise)
+
+    async def main() -> None:
+        async def one(image: Image.Image) -> None:
+            assert (await load_image(image, policy=TRUSTED) == expected).all()
+
+        for _ in range(5):
+            opened = Image.open(io.BytesIO(content))
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(one, opened)
+
+    anyio.run(main)
+
+
 def test_what_is_no_input_at_all_is_refused() -> None:
     async def main() -> None:
         with pytest.raises(InvalidUserInput, match="int"):

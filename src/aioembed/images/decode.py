@@ -18,6 +18,7 @@ One conversion for every kind of pixel:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -277,6 +278,11 @@ def from_array(array: NDArray[np.uint8]) -> Stored:
     )
 
 
+_READING = [threading.Lock() for _ in range(61)]
+"""An image that `Image.open` returned is read at its first use, which two calls may not do at the
+same time. Pillow's images have no place for a lock: each shares one of these with some others."""
+
+
 def from_pillow(image: Image.Image, policy: SourcePolicy) -> Stored:
     """Take a Pillow image, which is left as it is.
 
@@ -287,6 +293,8 @@ def from_pillow(image: Image.Image, policy: SourcePolicy) -> Stored:
     """
     check_size(image.size, policy)
     try:
+        with _READING[id(image) // 16 % len(_READING)]:
+            image.load()
         pixels = _to_rgb(image)
         pixels.load()
         return Stored(pixels, orientation_of(image))
