@@ -41,9 +41,13 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copy(PROGRAMS / f"{request.param}.pte", tmp_path / "mine.pte"))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path / "cache"))
+
+
 async def vector(program: Path, preprocessing: Preprocessing | str | None = None) -> np.ndarray:
-    cache = program.parent / "cache"
-    async with ImageEmbeddings(program, preprocessing=preprocessing, cache_dir=cache) as model:
+    async with ImageEmbeddings(program, preprocessing=preprocessing) as model:
         return await model.forward(PICTURE)
 
 

@@ -93,10 +93,10 @@ def quantize(vectors: ArrayLike, vector_type: VectorType) -> NDArray[np.int8] | 
     """
     values, _ = _operands(vectors, vectors)
     if vector_type in {"int8", "uint8"}:
-        levels = np.rint(np.clip(values, -1.0, 1.0) * 127).astype(np.int16)
+        levels: NDArray[np.int16] = np.rint(np.clip(values, -1.0, 1.0) * 127).astype(np.int16)
         return levels.astype(np.int8) if vector_type == "int8" else (levels + 128).astype(np.uint8)
     if vector_type in {"binary", "ubinary"}:
-        packed = np.packbits(values > 0, axis=-1)
+        packed: NDArray[np.uint8] = np.packbits(values > 0, axis=-1)
         return (
             packed if vector_type == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
         )

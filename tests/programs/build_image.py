@@ -26,7 +26,7 @@ class _Cells(nn.Module):
         self.cells.bias = nn.Parameter(torch.full((32,), 0.01))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        values = self.cells(pixels).view(-1, 512)
+        values: Tensor = self.cells(pixels).view(-1, 512)
         return values * torch.rsqrt((values * values).sum(1, keepdim=True))
 
 
