@@ -132,7 +132,7 @@ def test_doctor_says_in_words_what_is_broken(
     monkeypatch.setenv("AIOEMBED_CACHE", str(in_the_way / "cache"))
     result = invoke("doctor")
     assert result.exit_code == 6
-    assert "cannot be written" in " ".join(result.stdout.split())
+    assert "cannot be used" in " ".join(result.stdout.split())
     assert "AIOEMBED_CACHE" in result.stdout
     assert result.stderr.splitlines() == ["aioembed: broken: cache folder"]
 
