@@ -18,18 +18,13 @@ from sample_images import draw
 from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.integrations import fastapi as embeddings
 
-CPUS = 1
-"""Of each replica, which has a model of its own."""
+CPUS = 1  # of each replica, which has its own model
 
 
 def application() -> FastAPI:
     """Build the application; called in each replica."""
-    model = ImageEmbeddings(
-        source_policy=SourcePolicy.untrusted(),
-        threads=CPUS,
-        decode_threads=CPUS,
-    )
-    return embeddings.app(model)
+    policy = SourcePolicy.untrusted()
+    return embeddings.app(ImageEmbeddings(source_policy=policy, threads=CPUS, decode_threads=CPUS))
 
 
 deployment = serve.deployment(

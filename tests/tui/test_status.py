@@ -284,6 +284,7 @@ DOWNLOADING = ModelState(
 )
 STATES = [
     ModelState(),
+    ModelState(is_asleep=True),
     DOWNLOADING,
     DOWNLOADING.model_copy(update={"is_paused": True}),
     ModelState(status=Status.LOADING, download_progress=1),
@@ -304,7 +305,8 @@ async def test_every_state_fits_and_takes_the_height_it_needs(width: int) -> Non
             await after_frames(pilot, model, 2)
             size = app.status.content_size
             lines = app.status.render().plain.splitlines()
-            assert lines[0].startswith(f"● {state.status} a-model")
+            name = "asleep" if state.is_asleep else state.status
+            assert lines[0].startswith(f"● {name} a-model")
             assert app.status.has_class(f"-{state.status}")
             if state is FAILED:
                 assert size.height > len(str(state.error)) // size.width
