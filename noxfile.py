@@ -71,7 +71,7 @@ def tests(session: nox.Session) -> None:
 def no_extras(session: nox.Session) -> None:
     """The base install alone: what needs an extra is skipped, everything else passes."""
     _install(session)
-    apart = ["runtime", "images", "resources", "docs", "handle/test_stress.py", "test_scheduler.py"]
+    apart = ["runtime", "images", "download", "docs", "handle/test_stress.py", "test_batcher.py"]
     elsewhere = [f"--ignore=tests/{name}" for name in apart]  # they need none in any session
     session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or ["tests", *elsewhere]))
 
