@@ -21,7 +21,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 EXTRAS = {
-    "cli": ["tests/cli", "tests/resources/test_cli.py"],
+    "cli": ["tests/cli", "tests/download/test_cli.py"],
     "text": ["tests/text"],
     "server": ["tests/server"],
     "textual": ["tests/tui"],
