@@ -117,6 +117,8 @@ def read_contract(
         used = _preprocessing(preprocessing, forward, metadata, spec)
         _check_fits(used, forward, spec)
         pixels: Preprocessing | None = used
+    elif isinstance(preprocessing, Preprocessing):
+        pixels = preprocessing
     else:
         pixels = metadata.preprocessing if metadata else spec.preprocessing
     batch = program.methods.get(_BATCH_METHOD, forward)

@@ -336,10 +336,7 @@ class BlockingCall(Generic[R]):
             limiter: As for `run`; a function that has begun keeps its place to its end.
         """
         limiter = limiter or to_thread.current_default_thread_limiter()
-        try:
-            limiter.acquire_on_behalf_of_nowait(self)
-        except anyio.WouldBlock:
-            await limiter.acquire_on_behalf_of(self)
+        await limiter.acquire_on_behalf_of(self)
         try:
             await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=_unlimited())
         finally:
