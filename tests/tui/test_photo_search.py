@@ -256,9 +256,9 @@ async def test_an_index_of_another_space_is_refused(
     app = make_app(photos)
     async with app.run_test(size=(80, 30)) as pilot:
         await indexed(app, pilot)
-        assert "use the model it was made with" in told(app)
+        assert "the model that it was made with" in told(app)
         assert await search(app, pilot, str(photos / "two.png")) == []
-        assert "use the model it was made with" in told(app)
+        assert "the model that it was made with" in told(app)
 
 
 async def many_results(app: Any, pilot: Pilot[None]) -> Any:
