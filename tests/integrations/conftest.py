@@ -28,7 +28,7 @@ def run_with_ray(program: Path, *arguments: str | Path) -> str:
             env=os.environ | _ENVIRONMENT,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=900,
             check=False,
         )
         if "timed out during startup" not in done.stderr:

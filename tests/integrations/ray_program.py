@@ -24,7 +24,7 @@ from aioembed.errors import AioembedError
 from aioembed.integrations.ray import ImageEmbedder, embed_images
 from aioembed.runtime import thread_count
 
-IMAGES = 2000
+IMAGES = 400
 
 
 def pictures() -> NDArray[np.uint8]:

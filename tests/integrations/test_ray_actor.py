@@ -58,7 +58,7 @@ def test_paths_uris_and_bytes_are_embedded_as_forward_does(
     np.testing.assert_allclose(rows, np.tile(expected(picture(1)), (4, 1)), atol=1e-6)
     assert texts["error"].null_count == 3
     assert binary["number"].to_pylist() == [7]
-    assert binary.schema.field("embedding").type == pa.list_(pa.float32(), 512)
+    assert binary.schema.field("embedding").type == pa.list_(pa.float32(), 1280)
 
 
 def tensors(kind: str) -> Any:

@@ -24,7 +24,7 @@ def test_a_deployment_answers() -> None:
     pytest.importorskip("ray.serve")
     pytest.importorskip("fastapi")
     printed = run_with_ray(_ROOT / "examples" / "ray_serve.py", "demo")
-    assert printed.count("a vector of 512") == 2
+    assert printed.count("a vector of 1280") == 2
 
 
 def test_the_scaling_is_printed() -> None:
