@@ -82,7 +82,8 @@ async def run_storms(seeds: range, *, replicas: int = 1) -> list[int]:
             memory.append(psutil.Process().memory_info().rss)
             held = (threading.active_count(), psutil.Process().num_fds())
             most = held if seed == seeds[0] else most
-            assert held[0] <= most[0]
+            # a worker thread whose caller was cancelled may not be idle yet when another is wanted
+            assert held[0] <= most[0] + 1
             assert held[1] <= most[1]
         figures = model.statistics()
         assert figures.pending == 0
