@@ -191,7 +191,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
     def states(self) -> AsyncIterator[ModelState]:
         """Iterate over the current state, then the latest ones, up to and including `closed`.
 
-        A reader that is slower than the changes skips the ones in between and holds up nobody.
+        A reader that is slower than the changes skips the ones in between and delays nobody else.
 
         Raises:
             WrongEventLoop: The handle is open on another event loop.

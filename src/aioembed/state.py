@@ -181,7 +181,7 @@ class Lifecycle:
     def values(self, check: Callable[[], object] = lambda: None) -> AsyncIterator[ModelState]:
         """Iterate over the current value and then the latest ones, up to the next `closed`.
 
-        A reader that is slower than the changes skips the ones in between and holds up nobody.
+        A reader that is slower than the changes skips the ones in between and delays nobody else.
         Leaving the loop early needs no clean-up.
 
         Args:

@@ -119,7 +119,7 @@ def _linears(module: nn.Module) -> list[str]:
 
 
 def _loss(module: nn.Module, rounded: Sequence[str], samples: Samples, wanted: Tensor) -> float:
-    """Return 1 - the lowest cosine with some linears rounded; infinite where it is no number."""
+    """Return 1 - the lowest cosine with some linears rounded; infinite where it is not a number."""
     linears = [cast("nn.Linear", module.get_submodule(name)) for name in rounded]
     with torch.no_grad(), imitated_int8(linears):
         vectors = torch.cat([module(*sample) for sample in samples])
