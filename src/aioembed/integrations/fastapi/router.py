@@ -96,11 +96,11 @@ def lifespan(models: GivenModels, *, wait: bool = False) -> Lifespan:
     return living
 
 
-def get_models(request: Request) -> Models:
+async def get_models(request: Request) -> Models:
     """Return the models of the router that answers.
 
     What `app.dependency_overrides` replaces in tests, by a function that returns `Models`, or
-    handles in any form that `router` takes.
+    handles in any form that `router` takes. FastAPI would call a plain function in a thread.
     """
     exchange: Exchange = request.scope["aioembed"]
     return exchange.server.models
