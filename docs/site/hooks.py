@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
+_PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "security.md": "SECURITY.md"}
 _SHOWN_FOLDERS = ("examples", "benchmarks")
 _DIAGRAM = re.compile(r"!\[[^\]]*\]\(assets/states\.svg\)")
 _HIDDEN = re.compile(r"<!-- (?:setup|not run).*?-->\n", re.DOTALL)
