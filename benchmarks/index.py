@@ -135,7 +135,7 @@ async def compare(path: Path, rows: Rows, queries: Rows) -> None:
 
 
 async def write_on(path: Path, dim: int) -> None:
-    """In the child: add for ever, and say after each transaction how many were added."""
+    """In the child: add indefinitely, and print after each transaction how many were added."""
     rows = unit(np.random.default_rng(2).standard_normal((100, dim), dtype=np.float32))
     added = 0
     async with EmbeddingIndex(path, space=SPACE) as index:

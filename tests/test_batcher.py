@@ -134,8 +134,8 @@ async def test_a_cancelled_waiter_never_runs() -> None:
         tasks.start_soon(batcher.submit, 1)
         await machine.wait_entered()
         with anyio.CancelScope() as scope:
-            async with anyio.create_task_group() as doomed:
-                doomed.start_soon(batcher.submit, 2)
+            async with anyio.create_task_group() as cancelled:
+                cancelled.start_soon(batcher.submit, 2)
                 await anyio.wait_all_tasks_blocked()
                 scope.cancel()
         assert batcher.waiting == 0
@@ -291,10 +291,10 @@ async def test_random_cancellations_leave_every_other_call_right(seed: int) -> N
     wanted: set[int] = set()
     got: dict[int, int] = {}
 
-    async def call(item: int, doomed: bool) -> None:
+    async def call(item: int, cancelled: bool) -> None:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
-                if doomed:
+                if cancelled:
                     tasks.start_soon(cancel_soon, scope)
                 got[item] = await batcher.submit(item)
 
@@ -305,10 +305,10 @@ async def test_random_cancellations_leave_every_other_call_right(seed: int) -> N
 
     async with anyio.create_task_group() as tasks:
         for item in range(200):
-            doomed = dice.random() < 1 / 3
-            if not doomed:
+            cancelled = dice.random() < 1 / 3
+            if not cancelled:
                 wanted.add(item)
-            tasks.start_soon(call, item, doomed)
+            tasks.start_soon(call, item, cancelled)
     assert wanted <= set(got)
     assert all(result == 2 * item for item, result in got.items())
     assert batcher.waiting == 0

@@ -311,7 +311,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class _Waiter:
-    """Someone who waits for a lookup, on the event loop of whoever makes it."""
+    """A caller that waits for a lookup, on the caller's event loop."""
 
     def __init__(self) -> None:
         self.done: anyio.Event = anyio.Event()

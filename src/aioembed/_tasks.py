@@ -141,7 +141,7 @@ async def to_end(wait: Callable[[], Awaitable[object]]) -> None:
 
 
 class Task(Generic[R]):
-    """A function that runs in the background, apart from whoever started it; see `spawn`.
+    """A function that runs in the background, independent of its starter; see `spawn`.
 
     Attributes:
         result: What the function returned, None before.

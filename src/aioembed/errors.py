@@ -433,7 +433,7 @@ class IndexLocked(IndexFileError):
 
 
 class IndexDamaged(IndexFileError):
-    """The file is damaged, or the file of something else; what it held must be indexed anew."""
+    """The file is damaged, or belongs to another program; index the pictures again."""
 
 
 class ResourceError(AioembedError):

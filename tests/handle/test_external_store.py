@@ -36,7 +36,7 @@ class Component:
 
     def _render(self) -> None:
         snapshot = self._store.state
-        assert snapshot is self._store.state, "React would render for ever"
+        assert snapshot is self._store.state, "React would render indefinitely"
         self.rendered.append(snapshot)
 
 

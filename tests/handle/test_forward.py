@@ -35,10 +35,10 @@ async def test_200_concurrent_calls_with_a_third_cancelled_all_end_right(seed: i
     async with ImageEmbeddings(TINY_IMAGE) as model:
         expected = {number: await model.forward(numbered(number)) for number in range(8)}
 
-        async def call(place: int, doomed: bool) -> None:
+        async def call(place: int, cancelled: bool) -> None:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
-                    if doomed:
+                    if cancelled:
                         tasks.start_soon(cancel_soon, scope, dice.randrange(200))
                     got[place] = await model.forward(numbered(place % 8))
 
@@ -47,11 +47,11 @@ async def test_200_concurrent_calls_with_a_third_cancelled_all_end_right(seed: i
                 await checkpoint()
             scope.cancel()
 
-        doomed = [dice.random() < 1 / 3 for _ in range(200)]
+        cancelled = [dice.random() < 1 / 3 for _ in range(200)]
         async with anyio.create_task_group() as tasks:
             for place in range(200):
-                tasks.start_soon(call, place, doomed[place])
-        assert {place for place in range(200) if not doomed[place]} <= set(got)
+                tasks.start_soon(call, place, cancelled[place])
+        assert {place for place in range(200) if not cancelled[place]} <= set(got)
         for place, vector in got.items():
             np.testing.assert_array_equal(vector, expected[place % 8])
         assert model.state.status is Status.READY

@@ -1,4 +1,4 @@
-"""Models that must be fetched: the states on the way, the levers, the trial run."""
+"""Models that must be fetched: the states on the way, pausing and cancelling, the trial run."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ Vectors = list[NDArray[np.float32]]
 async def storm(model: ImageEmbeddings, expected: Vectors, seed: int) -> None:
     """500 calls at once: a fifth is cancelled at a random moment, a tenth has a broken image."""
     dice = random.Random(seed)
-    doomed = {place for place in range(CALLS) if dice.random() < 1 / 5}
+    cancelled = {place for place in range(CALLS) if dice.random() < 1 / 5}
     broken = {place for place in range(CALLS) if dice.random() < 1 / 10}
     ended: dict[int, str] = {}
 
     async def call(place: int) -> None:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
-                if place in doomed:
+                if place in cancelled:
                     tasks.start_soon(cancel, scope, dice.randrange(400))
                 ended[place] = await forward(place)
         if scope.cancelled_caught:
@@ -63,7 +63,7 @@ async def storm(model: ImageEmbeddings, expected: Vectors, seed: int) -> None:
                 tasks.start_soon(call, place)
     for place in range(CALLS):
         right = "broken" if place in broken else "vector"
-        assert ended[place] == right or (place in doomed and ended[place] == "cancelled")
+        assert ended[place] == right or (place in cancelled and ended[place] == "cancelled")
     assert model.state.status is Status.READY
     assert model.state.queue_depth == 0
 

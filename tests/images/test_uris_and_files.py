@@ -33,7 +33,7 @@ UNTRUSTED = SourcePolicy.untrusted()
 
 @pytest.fixture
 def folder(tmp_path: Path, png: bytes) -> Path:
-    """A folder that strangers may read from, beside one that they may not."""
+    """A folder that untrusted input may read from, beside a file that it may not read."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "a cat.png").write_bytes(png)
     (tmp_path / "secret.png").write_bytes(png)

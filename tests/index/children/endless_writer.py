@@ -1,4 +1,4 @@
-"""Adds vectors for ever, 50 in each transaction, and says after each how many there are."""
+"""Adds vectors until it is killed, 50 in each transaction; prints their number after each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises 33 to 35: a stranger's URL leads nowhere that a policy does not allow."""
+"""Promises 33 to 35: an untrusted URL reaches no address that a policy does not allow."""
 
 from __future__ import annotations
 
