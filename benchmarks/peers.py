@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -130,14 +129,14 @@ def make_checkpoint(to: Path, preprocessor: dict[str, object]) -> None:
 
 
 async def aioembed_engine(
-    precision: str, stack: AsyncExitStack, options: dict[str, Any] | None = None
+    precision: str, stack: AsyncExitStack, threads: dict[str, int] | None = None
 ) -> Call:
-    from aioembed import CLIP_PREPROCESSING, ImageEmbeddings
+    from aioembed import CLIP_PREPROCESSING, ImageEmbeddings, Threads
 
     prepared = CLIP_PREPROCESSING.model_copy(update={"layout": "patches", "patch_size": 32})
     path = program(f"clip_fast_{precision}")
     model = await stack.enter_async_context(
-        ImageEmbeddings(str(path), preprocessing=prepared, **(options or {}))
+        ImageEmbeddings(str(path), preprocessing=prepared, threads=Threads(**(threads or {})))
     )
     await model.load()
     return model.forward
@@ -242,7 +241,7 @@ async def open_engine(name: str, precision: str, stack: AsyncExitStack) -> Call:
     """Return what embeds one image.
 
     Args:
-        name: Of an engine; `aioembed:replicas=2,threads=1` names options of ours.
+        name: Of an engine; `aioembed:replicas=2` or `aioembed:inference=1` names our `Threads`.
         precision: `fp32` or `int8`.
         stack: Closes what was opened.
     """

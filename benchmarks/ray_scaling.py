@@ -24,6 +24,7 @@ import ray
 import ray.data
 from PIL import Image
 
+from aioembed import Threads
 from aioembed.integrations.ray import ImageEmbedder, embed_images
 
 BATCH = 50
@@ -43,7 +44,8 @@ def drawn_images(count: int, side: int) -> list[bytes]:
 def alone(images: list[bytes], model: str) -> float:
     """Return the rate of one embedder in this process, on one thread."""
     batches = [pa.table({"image": images[at : at + BATCH]}) for at in range(0, len(images), BATCH)]
-    with closing(ImageEmbedder(model, threads=1, decode_threads=1, keep_images=False)) as embedder:
+    threads = Threads(inference=1, preprocess=1)
+    with closing(ImageEmbedder(model, threads=threads, keep_images=False)) as embedder:
         embedder(batches[0])
         started = time.perf_counter()
         for batch in batches[1:]:

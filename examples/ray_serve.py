@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 from sample_images import draw
 
-from aioembed import ImageEmbeddings, SourcePolicy
+from aioembed import ImageEmbeddings, SourcePolicy, Threads
 from aioembed.integrations import fastapi as embeddings
 
 CPUS = 1  # of each replica, which has its own model
@@ -24,7 +24,8 @@ CPUS = 1  # of each replica, which has its own model
 def application() -> FastAPI:
     """Build the application; called in each replica."""
     policy = SourcePolicy.untrusted()
-    return embeddings.app(ImageEmbeddings(source_policy=policy, threads=CPUS, decode_threads=CPUS))
+    threads = Threads(inference=CPUS, preprocess=CPUS)
+    return embeddings.app(ImageEmbeddings(source_policy=policy, threads=threads))
 
 
 deployment = serve.deployment(

@@ -11,7 +11,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import ImageEmbeddings, Status, TextEmbeddings
+from aioembed import ImageEmbeddings, Queueing, Status, TextEmbeddings
 from aioembed.errors import (
     ForwardTimeout,
     InvalidUserInput,
@@ -95,7 +95,7 @@ async def test_a_model_that_nobody_uses_sleeps(make: Make) -> None:
 
 
 async def test_delays_meet_timeouts_and_limits() -> None:
-    async with ImageEmbeddingsStandIn(max_pending=2) as model:
+    async with ImageEmbeddingsStandIn(queueing=Queueing(max_pending=2)) as model:
         model.delay = 30
         with pytest.raises(ForwardTimeout):
             await model.forward(b"slow", timeout=0.01)

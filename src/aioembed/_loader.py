@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ from ._tasks import BlockingCall, to_end
 from ._text_inputs import TextInputs
 from .errors import (
     IntegrityError,
-    InvalidConfig,
     InvalidProgram,
     ModelFileUnreadable,
     NotActive,
@@ -33,13 +30,12 @@ from .errors import (
     shorten,
 )
 from .folders import cache_folder
-from .models import ModelSpec, Preprocessing, local_file, local_path
+from .models import ModelSpec, local_file, local_path
+from .options import LoadOptions
 from .runtime import Program, check_program_file, set_thread_count
 from .state import Lifecycle, Status
 
 if TYPE_CHECKING:
-    import httpx
-
     from .download import (
         Cache,
         CachedFile,
@@ -49,7 +45,7 @@ if TYPE_CHECKING:
         Resource,
     )
 
-__all__ = ["Inputs", "LoadOptions", "LoadedModel", "Loader", "model_resources"]
+__all__ = ["Inputs", "LoadedModel", "Loader", "model_resources"]
 
 Inputs = tuple[NDArray[Any], ...]
 """The tensors of one item, each with a first axis of 1."""
@@ -57,55 +53,6 @@ Inputs = tuple[NDArray[Any], ...]
 _TOKENIZER = "tokenizer.json"
 _LARGE = 1 << 20
 """Bytes that take longer to copy than to hand to a worker thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How a handle's model is fetched, loaded and run; the handles document each option.
-
-    Raises:
-        InvalidConfig: An option out of its range, or several copies of several threads each.
-    """
-
-    threads: int | None = None
-    decode_threads: int | None = None
-    replicas: int = 1
-    max_wait: float = 0.0
-    cache_dir: str | os.PathLike[str] | None = None
-    offline: bool | None = None
-    http_client: httpx.AsyncClient | None = None
-    preprocessing: Preprocessing | str | None = None
-    packed_weights: bool = True
-    idle_timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "decode_threads", "replicas"):
-            count: object = getattr(self, name)
-            is_left_out = count is None and name != "replicas"
-            is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-            if not is_left_out and not is_count:
-                raise InvalidConfig(f"{name} must be a number of at least 1, not {count!r}")
-        if self.replicas > 1 and self.threads not in {None, 1}:
-            raise InvalidConfig(
-                f"replicas={self.replicas} are copies of one thread each, which leaves nothing "
-                f"for threads={self.threads} to mean: give one of both"
-            )
-        wait: object = self.max_wait
-        if not isinstance(wait, int | float) or isinstance(wait, bool) or not 0 <= wait < math.inf:
-            raise InvalidConfig(f"max_wait must be a number of seconds from 0 on, not {wait!r}")
-        idle: object = self.idle_timeout
-        is_number = isinstance(idle, int | float) and not isinstance(idle, bool)
-        if idle is not None and not (is_number and 0 < idle < math.inf):  # type: ignore[operator]
-            raise InvalidConfig(
-                f"idle_timeout must be a number of seconds above 0, or None, not {idle!r}"
-            )
-        if not isinstance(self.packed_weights, bool):
-            raise InvalidConfig(f"packed_weights is True or False, not {self.packed_weights!r}")
-
-    @property
-    def single_thread(self) -> bool:
-        """Whether each copy of the program computes on its own thread alone."""
-        return self.threads == 1 or self.replicas > 1
 
 
 # --- the loaded model
@@ -151,12 +98,12 @@ class LoadedModel:
         """
         threads = options.threads
         with ExitStack() as undo:
-            if threads is not None and threads > 1:
-                set_thread_count(threads)
-            alone = 1 if options.single_thread else None
+            if threads.inference is not None and threads.inference > 1:
+                set_thread_count(threads.inference)
+            alone = 1 if threads.compute_alone else None
             paths = [undo.enter_context(file).path for file in packed]
             programs: list[Program] = []
-            for _, path in zip_longest(range(options.replicas), paths):
+            for _, path in zip_longest(range(threads.replicas), paths):
                 programs.append(Program.load(files.model, threads=alone, packed_weights=path))
                 undo.callback(programs[-1].close)
             contract = read_contract(
@@ -345,9 +292,11 @@ class Loader:
         packed: list[PackedFile] = []
         if self._options.packed_weights:
             folder = PackedFolder(cache_folder(self._options.cache_dir))
-            alone = self._options.single_thread
-            for _ in range(self._options.replicas):
-                found = await folder.obtain(files.model, files.sha256, single_thread=alone)
+            threads = self._options.threads
+            for _ in range(threads.replicas):
+                found = await folder.obtain(
+                    files.model, files.sha256, single_thread=threads.compute_alone
+                )
                 if found is None:
                     break
                 packed.append(found)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._batcher import Batcher
-from ._loader import Inputs, LoadedModel, Loader, LoadOptions
+from ._loader import Inputs, LoadedModel, Loader
 from ._signature import ModelContract
 from ._tasks import BlockingCall, Loop, Task, current_loop, has_ended, is_stopped, spawn, to_end
 from .errors import (
@@ -47,6 +47,7 @@ from .models import (
     ProgramMetadata,
     resolve_model,
 )
+from .options import LoadOptions, Queueing, check_count, check_kind
 from .runtime import Program, available_cpus
 from .state import Lifecycle, ModelState, Status
 from .statistics import CallRecorder, CallTiming, Outcome, Statistics, Stopwatch
@@ -59,14 +60,13 @@ from .stream import (
     keyed_items,
 )
 
-__all__ = ["EmbeddingHandle", "Inputs", "LoadOptions", "LoadedModel", "OnBusy", "OnCall", "Session"]
+__all__ = ["EmbeddingHandle", "Inputs", "LoadedModel", "OnCall", "Session"]
 
 _logger = logging.getLogger("aioembed.handle")
 
 InputT = TypeVar("InputT")
 KeyT = TypeVar("KeyT")
 Embedding = NDArray[np.float32]
-OnBusy = Literal["wait", "raise"]
 OnCall = Callable[[CallTiming], object]
 
 _STREAM_CONCURRENCY = 64
@@ -114,9 +114,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         model_source: ModelSource,
         *,
         options: LoadOptions,
+        queueing: Queueing | None,
         prevent_load: bool,
-        max_pending: int,
-        on_busy: OnBusy,
         on_call: OnCall | None = None,
     ) -> None:
         self._spec = resolve_model(model_source, modality=self.modality)
@@ -125,10 +124,12 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 f"{self._spec.name} embeds {self._spec.modality}s; "
                 f"{type(self).__name__} embeds {self.modality}s"
             )
-        _check_count("max_pending", max_pending)
-        if on_busy not in {"wait", "raise"}:
-            raise InvalidConfig(f"on_busy is 'wait' or 'raise', not {on_busy!r}")
+        check_kind("queueing", queueing, Queueing | None, "a Queueing or None")
+        check_kind("prevent_load", prevent_load, bool, "True or False")
+        if on_call is not None and not callable(on_call):
+            raise InvalidConfig(f"on_call must be a function or None, not {shorten(on_call)}")
         self._options = options
+        self._queueing = queueing or Queueing()
         self._prevent_load = prevent_load
         self._lifecycle = Lifecycle()
         self._loader = Loader(self._spec, options, self._lifecycle)
@@ -144,7 +145,6 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._unused_since = 0.0
         self._idle_watch: Task[None] | None = None
 
-        self._most_pending = 1 if on_busy == "raise" else max_pending
         self._on_call = on_call
         self._recorder = CallRecorder()
         self._pending = 0
@@ -340,10 +340,10 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         """Embed one item; subclasses say what it may be."""
         self._check_loop()
         _check_timeout(timeout)
-        if self._pending >= self._most_pending:
+        if self._pending >= self._queueing.most:
             self._recorder.refused()
             raise ModelBusy(
-                f"{self._pending} calls wait or run and {self._most_pending} is the most: try "
+                f"{self._pending} calls wait or run and {self._queueing.most} is the most: try "
                 "again later",
                 pending=self._pending,
             )
@@ -419,7 +419,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         """
         self._check_loop()
         wanted = _STREAM_CONCURRENCY if concurrency is None else concurrency
-        _check_count("concurrency", wanted)
+        check_count("concurrency", wanted)
         pairs = keyed_items(items, keyed=keyed, skip=skip)
 
         async def begin() -> None:
@@ -434,7 +434,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 is_fatal=self._is_fatal,
                 on_end=self._streams.discard,
                 ordered=ordered,
-                concurrency=min(wanted, self._most_pending),
+                concurrency=min(wanted, self._queueing.most),
             )
             self._streams.add(pipeline)
             return pipeline
@@ -685,14 +685,14 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     def _make_session(self, model: LoadedModel) -> Session:
         copies, max_batch = len(model.programs), model.contract.max_batch
-        decoders = self._options.decode_threads or available_cpus()
+        decoders = self._options.threads.preprocess or available_cpus()
         return Session(
             model=model,
             batcher=Batcher(
                 partial(_run_jobs, model),
                 workers=model.programs,
                 max_batch=max_batch,
-                max_wait=self._options.max_wait,
+                max_wait=self._queueing.max_wait,
                 on_running=self._on_running,
                 is_lost=lambda error: isinstance(error, ProgramLost),
                 on_lost=self._on_lost,
@@ -766,7 +766,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     async def _embed_when_admitted(self, item: InputT) -> Embedding:
         """Embed one item as soon as there is room for it."""
-        while self._pending >= self._most_pending:
+        while self._pending >= self._queueing.most:
             room = anyio.Event()
             self._wanting.append(room)
             try:
@@ -817,7 +817,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 _logger.exception("on_call raised; the call that it reports is not affected")
 
     def _offer_room(self) -> None:
-        if self._wanting and self._pending < self._most_pending:
+        if self._wanting and self._pending < self._queueing.most:
             self._wanting.popleft().set()
 
     def _count_pending(self, change: int) -> None:
@@ -877,11 +877,6 @@ def _status(name: object) -> Status:
         near = difflib.get_close_matches(str(name), list(Status), n=2) or list(Status)
         names = " or ".join(repr(str(status)) for status in near)
         raise InvalidConfig(f"{shorten(name)} is not a status: did you mean {names}?") from None
-
-
-def _check_count(name: str, count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InvalidConfig(f"{name} must be a number of at least 1, not {count!r}")
 
 
 def _check_timeout(timeout: object) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidConfig
-from .handle import EmbeddingHandle, Inputs, LoadOptions, OnBusy, OnCall, Session
+from .handle import EmbeddingHandle, Inputs, OnCall, Session
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
 from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing, resolve_model
+from .options import LoadOptions, Queueing, Threads, check_kind
 from .statistics import Stopwatch
 
 if TYPE_CHECKING:
@@ -34,18 +35,9 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         source_policy: What images may be and where they may come from; the default,
             `SourcePolicy.trusted()`, is for the program's own calls. Give
             `SourcePolicy.untrusted()` where others choose the URIs.
-        threads: 1 computes in one thread alone. Another number sets the size of the process's
-            XNNPACK pool, which can change only before the first model is loaded. None leaves the
-            pool at the number of CPUs this process may use.
-        decode_threads: How many images are decoded and resized at the same time, in threads of
-            their own; None is one per CPU this process may use.
-        replicas: Copies of the program that run beside each other, each in one thread alone, in
-            place of one on the whole pool. Each costs the memory of its weights again.
-        max_wait: Seconds that a call may wait for others to fill its batch, where the program
-            takes several items at once. At 0 a batch is what waits already.
-        max_pending: Most calls that may wait or run at the same time.
-        on_busy: `wait` queues calls up to `max_pending`; `raise` refuses a call while another is
-            under way, as the hook does.
+        threads: 1 computes in one thread alone, another number sets the size of the process's
+            XNNPACK pool; `Threads(...)` says more. None is one thread per CPU.
+        queueing: Which calls wait, and for how long; by default up to 1024 calls.
         cache_dir: Folder of downloaded models, in place of the platform's.
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
         http_client: Fetches models, and images where the source policy allows private addresses
@@ -76,12 +68,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         *,
         prevent_load: bool = False,
         source_policy: SourcePolicy | None = None,
-        threads: int | None = None,
-        decode_threads: int | None = None,
-        replicas: int = 1,
-        max_wait: float = 0.0,
-        max_pending: int = 1024,
-        on_busy: OnBusy = "wait",
+        threads: int | Threads | None = None,
+        queueing: Queueing | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         http_client: httpx.AsyncClient | None = None,
@@ -94,10 +82,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         super().__init__(
             resolve_model(model_source, sha256=sha256),
             options=LoadOptions(
-                threads=threads,
-                decode_threads=decode_threads,
-                replicas=replicas,
-                max_wait=max_wait,
+                threads=Threads.of(threads),
                 cache_dir=cache_dir,
                 offline=offline,
                 http_client=http_client,
@@ -105,11 +90,11 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
                 packed_weights=packed_weights,
                 idle_timeout=idle_timeout,
             ),
+            queueing=queueing,
             prevent_load=prevent_load,
-            max_pending=max_pending,
-            on_busy=on_busy,
             on_call=on_call,
         )
+        check_kind("source_policy", source_policy, SourcePolicy | None, "a SourcePolicy or None")
         self._policy = source_policy or SourcePolicy.trusted()
         self._fetcher = ImageFetcher(self._policy, http_client=http_client)
 

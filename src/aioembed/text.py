@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ._tasks import run_in_thread
 from ._text_inputs import TextInputs
 from .errors import InvalidConfig, shorten
-from .handle import EmbeddingHandle, Inputs, LoadOptions, OnBusy, OnCall, Session
+from .handle import EmbeddingHandle, Inputs, OnCall, Session
 from .models import (
     Modality,
     ModelSource,
@@ -21,6 +21,7 @@ from .models import (
     local_path,
     resolve_model,
 )
+from .options import LoadOptions, Queueing, Threads
 from .statistics import Stopwatch
 from .tokenize import Tokens, Truncate, report_truncation
 
@@ -55,16 +56,9 @@ class TextEmbeddings(EmbeddingHandle[str]):
             cuts its end off and issues a `TruncationWarning`, `error` raises `TextTooLong`,
             `silent` cuts.
         prevent_load: Do not load when entered; `load` does it later.
-        threads: 1 computes in one thread alone. Another number sets the size of the process's
-            XNNPACK pool, which can change only before the first model is loaded. None leaves the
-            pool at the number of CPUs this process may use.
-        replicas: Copies of the program that run beside each other, each in one thread alone, in
-            place of one on the whole pool. Each costs the memory of its weights again.
-        max_wait: Seconds that a call may wait for others to fill its batch, where the program
-            takes several items at once. At 0 a batch is what waits already.
-        max_pending: Most calls that may wait or run at the same time.
-        on_busy: `wait` queues calls up to `max_pending`; `raise` refuses a call while another is
-            under way, as the hook does.
+        threads: 1 computes in one thread alone, another number sets the size of the process's
+            XNNPACK pool; `Threads(...)` says more. None is one thread per CPU.
+        queueing: Which calls wait, and for how long; by default up to 1024 calls.
         cache_dir: Folder of downloaded models, in place of the platform's.
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
         http_client: Fetches the model, in place of a client of its own. It is not closed.
@@ -94,11 +88,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
         tokenizer: str | os.PathLike[str] | None = None,
         truncate: Truncate = "warn",
         prevent_load: bool = False,
-        threads: int | None = None,
-        replicas: int = 1,
-        max_wait: float = 0.0,
-        max_pending: int = 1024,
-        on_busy: OnBusy = "wait",
+        threads: int | Threads | None = None,
+        queueing: Queueing | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         http_client: httpx.AsyncClient | None = None,
@@ -112,9 +103,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
         super().__init__(
             _with_tokenizer(resolve_model(model_source, modality="text", sha256=sha256), tokenizer),
             options=LoadOptions(
-                threads=threads,
-                replicas=replicas,
-                max_wait=max_wait,
+                threads=Threads.of(threads),
                 cache_dir=cache_dir,
                 offline=offline,
                 http_client=http_client,
@@ -122,9 +111,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
                 packed_weights=packed_weights,
                 idle_timeout=idle_timeout,
             ),
+            queueing=queueing,
             prevent_load=prevent_load,
-            max_pending=max_pending,
-            on_busy=on_busy,
             on_call=on_call,
         )
         self._truncate = truncate

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from aioembed import ImageEmbeddings, images
+from aioembed import ImageEmbeddings, Queueing, Threads, images
 from aioembed import image as image_module
 from aioembed.errors import (
     ForwardTimeout,
@@ -85,7 +85,7 @@ async def test_a_timeout_also_bounds_the_wait_for_the_load(loads: Brake, pixels:
 async def test_refused_calls_are_counted_and_carry_the_queues_length(
     inference: Brake, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, on_busy="raise") as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(on_busy="raise")) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -228,7 +228,7 @@ async def test_a_decoding_that_its_caller_left_keeps_its_place_among_the_threads
             brake.pass_through()
             return str(path)
 
-    async with ImageEmbeddings(TINY_IMAGE, decode_threads=1) as model:
+    async with ImageEmbeddings(TINY_IMAGE, threads=Threads(preprocess=1)) as model:
         await model.load()
         brake.hold()
         for _ in range(2):

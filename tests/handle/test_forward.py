@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Queueing, Status
 from aioembed.errors import InvalidUserInput, ModelBusy
 
 from ..programs import TINY_IMAGE
@@ -78,7 +78,7 @@ async def test_asyncio_task_cancel_and_wait_for_leave_the_model_usable(inference
 
 
 async def test_a_full_queue_says_so_and_serves_those_in_it(inference: Brake) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, max_pending=3) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=3)) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:
@@ -95,7 +95,7 @@ async def test_a_full_queue_says_so_and_serves_those_in_it(inference: Brake) -> 
 
 async def test_strict_mode_refuses_a_second_call_in_the_same_turn() -> None:
     """The hook lets two calls of one tick through; here the second is refused."""
-    async with ImageEmbeddings(TINY_IMAGE, on_busy="raise") as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(on_busy="raise")) as model:
         await model.load()
         outcomes: list[str] = []
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status, Threads
 from aioembed._tasks import spawn
 from aioembed.errors import InvalidConfig, ModelClosed, ProgramLost, WrongEventLoop
 
@@ -228,7 +228,7 @@ async def test_a_model_that_the_runtime_gave_up_has_failed_and_can_be_loaded_aga
     losing_program: Path, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aioembed._loader.probe_once", _pass_trial)
-    async with ImageEmbeddings(losing_program, replicas=replicas) as model:
+    async with ImageEmbeddings(losing_program, threads=Threads(replicas=replicas)) as model:
         for copies in range(replicas, 0, -1):
             await model.load()
             assert model.state.is_ready

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aioembed import Err, ImageEmbeddings, ModelState, Ok, Status
+from aioembed import Err, ImageEmbeddings, ModelState, Ok, Queueing, Status
 from aioembed.errors import (
     ForwardTimeout,
     InvalidUserInput,
@@ -44,7 +44,7 @@ class HandleMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.portal: BlockingPortal = self.stack.enter_context(start_blocking_portal(self.backend))
         self.model: ImageEmbeddings = self.portal.call(
-            lambda: ImageEmbeddings(TINY_IMAGE, max_pending=MAX_PENDING)
+            lambda: ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=MAX_PENDING))
         )
         self.calls: list[tuple[Future[Any], Callable[[Future[Any]], None]]] = []
         self.cancelled: set[Future[Any]] = set()

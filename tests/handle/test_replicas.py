@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Queueing, Status, TextEmbeddings, Threads
 from aioembed.errors import ExecutorchError, ForwardTimeout, InvalidConfig, ModelClosed
 from aioembed.runtime import Program
 
@@ -57,7 +57,7 @@ async def test_as_many_batches_run_at_once_as_there_are_replicas(
     async def call(model: ImageEmbeddings) -> None:
         vectors.append(await model.forward(pixels))
 
-    async with ImageEmbeddings(TINY_IMAGE, replicas=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, threads=Threads(replicas=2)) as model:
         await model.load()
         await inference.wait_entered()  # the run of `one`
         inference.hold()
@@ -88,7 +88,7 @@ async def test_a_model_is_generating_while_any_replica_runs(
         statuses.append(model.state.status)
         ended.set()
 
-    async with ImageEmbeddings(TINY_IMAGE, replicas=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, threads=Threads(replicas=2)) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
@@ -107,7 +107,7 @@ async def test_closing_waits_for_every_replica_and_frees_each(
     programs = note_programs(monkeypatch)
     inference.hold()
     async with anyio.create_task_group() as tasks:
-        model = ImageEmbeddings(TINY_IMAGE, replicas=3)
+        model = ImageEmbeddings(TINY_IMAGE, threads=Threads(replicas=3))
         await model.load()
         for _ in range(3):
             tasks.start_soon(model.forward, pixels)
@@ -126,7 +126,7 @@ async def test_a_replica_that_cannot_be_loaded_leaves_none_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs = note_programs(monkeypatch, most=2)
-    model = ImageEmbeddings(TINY_IMAGE, replicas=3)
+    model = ImageEmbeddings(TINY_IMAGE, threads=Threads(replicas=3))
     with pytest.raises(ExecutorchError, match="no memory"):
         await model.load()
     assert model.state.status is Status.FAILED
@@ -136,7 +136,7 @@ async def test_a_replica_that_cannot_be_loaded_leaves_none_behind(
 
 
 async def test_eight_calls_are_one_batch_where_they_may_wait_for_each_other(pixels: Pixels) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, max_wait=3600) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_wait=3600)) as model:
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
                 tasks.start_soon(model.forward, pixels)
@@ -144,12 +144,12 @@ async def test_eight_calls_are_one_batch_where_they_may_wait_for_each_other(pixe
 
 
 async def test_a_lone_call_runs_when_max_wait_is_over(pixels: Pixels) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, max_wait=0.001) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_wait=0.001)) as model:
         assert (await model.forward(pixels)).shape == (512,)
 
 
 async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, max_wait=3600) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_wait=3600)) as model:
         await model.load()
         with pytest.raises(ForwardTimeout):
             await model.forward(pixels, timeout=0.05)
@@ -171,7 +171,7 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
             brake.pass_through()
             return str(path)
 
-    async with ImageEmbeddings(TINY_IMAGE, decode_threads=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, threads=Threads(preprocess=2)) as model:
         await model.load()
         brake.hold()
         async with anyio.create_task_group() as tasks:
@@ -191,9 +191,14 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
         {"replicas": 0},
         {"replicas": None},
         {"replicas": "2"},
-        {"replicas": 2, "threads": 2},
-        {"decode_threads": 0},
-        {"decode_threads": -1},
+        {"replicas": 2, "inference": 2},
+        {"inference": 1.5},
+        {"preprocess": 0},
+        {"preprocess": -1},
+        {"max_pending": 0},
+        {"max_pending": True},
+        {"on_busy": "drop"},
+        {"on_busy": None},
         {"max_wait": -0.001},
         {"max_wait": math.nan},
         {"max_wait": math.inf},
@@ -202,9 +207,46 @@ async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
     ],
     ids=str,
 )
-async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidConfig, match=next(iter(options))):
-        ImageEmbeddings(TINY_IMAGE, **options)
+async def test_values_that_cannot_work_are_refused_when_they_are_made(
+    options: dict[str, Any],
+) -> None:
+    name = next(iter(options))
+    with pytest.raises(InvalidConfig, match=name):
+        (Threads if hasattr(Threads, name) else Queueing)(**options)
+
+
+@pytest.mark.parametrize("handle", [ImageEmbeddings, TextEmbeddings])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 0},
+        {"threads": "2"},
+        {"threads": True},
+        {"queueing": 5},
+        {"queueing": {"max_pending": 5}},
+        {"idle_timeout": 0},
+        {"idle_timeout": "60"},
+        {"packed_weights": "no"},
+        {"prevent_load": "no"},
+        {"offline": "yes"},
+        {"cache_dir": 3},
+        {"http_client": "a client"},
+        {"on_call": "log"},
+        {"source_policy": "untrusted"},
+        {"preprocessing": 3},
+        {"sha256": 3},
+        {"sha256": "abc"},
+    ],
+    ids=str,
+)
+async def test_options_that_cannot_work_are_refused_by_the_handle(
+    handle: Any, options: dict[str, Any]
+) -> None:
+    name = next(iter(options))
+    if name == "source_policy" and handle is TextEmbeddings:
+        pytest.skip("texts come from nowhere")
+    with pytest.raises(InvalidConfig, match=name):
+        handle("model.pte", **options)
 
 
 def note_programs(monkeypatch: pytest.MonkeyPatch, most: int = 9) -> list[Program]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status, Threads
 from aioembed._packed import PackedFolder
 from aioembed.errors import AioembedError, InvalidConfig, ModelClosed
 from aioembed.runtime import Program
@@ -263,7 +263,7 @@ async def test_copies_share_packed_weights(
 ) -> None:
     monkeypatch.setattr("aioembed._packed._SMALL", 0)
     options = partial(ImageEmbeddings, _PROGRAM, cache_dir=tmp_path)
-    async with options(replicas=1, threads=1) as one, options(replicas=3) as three:
+    async with options(threads=1) as one, options(threads=Threads(replicas=3)) as three:
         expected = await one.forward(pixels)
         rows = await three.forward_batch([pixels] * 12)
     for row in rows:

@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import EmbeddingStream, Err, ImageEmbeddings, Ok
+from aioembed import EmbeddingStream, Err, ImageEmbeddings, Ok, Queueing
 from aioembed.errors import (
     AioembedError,
     BatchItemFailed,
@@ -345,7 +345,7 @@ async def test_an_input_that_closes_the_handle_ends_its_own_stream() -> None:
 
 
 async def test_a_stream_waits_where_a_call_is_refused(inference: Brake) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, max_pending=2) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=2)) as model:
         await model.load()
         inference.hold()
         results: list[Ok[int] | Err[int]] = []

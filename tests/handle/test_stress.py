@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Status, Threads
 from aioembed.errors import ForwardTimeout, ImageDecodeError
 
 from ..programs import TINY_IMAGE
@@ -72,7 +72,7 @@ async def run_storms(seeds: range, *, replicas: int = 1) -> list[int]:
     """Run them on one handle; return the memory in bytes after each."""
     memory = []
     most = (0, 0)
-    async with ImageEmbeddings(TINY_IMAGE, replicas=replicas) as model:
+    async with ImageEmbeddings(TINY_IMAGE, threads=Threads(replicas=replicas)) as model:
         expected = [await model.forward(image) for image in IMAGES]
         tasks = len(anyio.get_running_tasks())
         for seed in seeds:

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anyio
 import numpy as np
@@ -19,8 +20,9 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, Threads
 from aioembed.errors import AioembedError
+from aioembed.integrations import ray as bridge
 from aioembed.integrations.ray import ImageEmbedder, embed_images
 from aioembed.runtime import thread_count
 
@@ -55,12 +57,17 @@ class Mortal(ImageEmbedder):
 
 
 class Telling(ImageEmbedder):
-    """Says what it computes on."""
+    """Says what its model is to compute on."""
+
+    def __init__(self, **options: Any) -> None:
+        with mock.patch.object(bridge, "ImageEmbeddings", wraps=ImageEmbeddings) as made:
+            super().__init__(**options)
+        self.threads: Threads | None = made.call_args.kwargs.get("threads")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         done = super().__call__(batch)
-        options = self._model._options
-        told = f"{options.threads} {options.decode_threads}"
+        assert self.threads is not None
+        told = f"{self.threads.inference} {self.threads.preprocess}"
         told += f" {thread_count()} {os.getpid()}"
         return done.append_column("told", pa.array([told] * done.num_rows))
 
@@ -138,7 +145,7 @@ def main(folder: Path) -> None:
             "two_cpus": told(2),
             "broken_rows": broken_rows(),
             "missing_model": missing_model(folder),
-            "driver_has_no_cpus": ImageEmbedder()._model._loader._options.threads,
+            "driver_has_no_cpus": Telling().threads,
             "session": session_name(),
         }
     finally:

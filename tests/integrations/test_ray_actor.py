@@ -158,7 +158,7 @@ def test_a_model_that_cannot_be_loaded_raises_and_leaves_no_thread(tmp_path: Pat
     with pytest.raises(ModelFileUnreadable):
         ImageEmbedder(tmp_path / "missing.pte")
     with pytest.raises(AioembedError):
-        ImageEmbedder(decode_threads=0)
+        ImageEmbedder(threads=0)
     assert set(threading.enumerate()) <= before
 
 

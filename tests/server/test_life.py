@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive
 
-from aioembed import ImageEmbeddings, Status
+from aioembed import ImageEmbeddings, Queueing, Status
 from aioembed.errors import ModelError
 from aioembed.integrations.fastapi import Models, ServerLimits, app, lifespan, stop
 from aioembed.integrations.fastapi.schemas import States
@@ -64,7 +64,7 @@ async def test_a_model_that_failed_or_closed_is_503(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_is_429_with_retry_after(inference: Brake) -> None:
-    model = ImageEmbeddings(TINY_IMAGE, max_pending=1)
+    model = ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=1))
     async with serving(model) as client:
         inference.hold()
         async with anyio.create_task_group() as group:

@@ -13,7 +13,7 @@ import anyio
 import numpy as np
 import pytest
 
-from aioembed import CLIP_PREPROCESSING, ModelSpec, Status
+from aioembed import CLIP_PREPROCESSING, ModelSpec, Queueing, Status
 from aioembed.errors import (
     InvalidConfig,
     InvalidProgram,
@@ -122,7 +122,7 @@ async def test_strict_mode_refuses_a_second_call(hook_text: ModelSpec) -> None:
         except ModelBusy as error:
             refused.append(error)
 
-    async with TextEmbeddings(hook_text, on_busy="raise") as model:
+    async with TextEmbeddings(hook_text, queueing=Queueing(on_busy="raise")) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(embed, model)

@@ -24,10 +24,12 @@ from aioembed import (
     ModelSpec,
     ModelState,
     Ok,
+    Queueing,
     SourcePolicy,
     Statistics,
     Status,
     TextEmbeddings,
+    Threads,
     ZeroShotClassifier,
     classify,
     cosine_similarity,
@@ -101,9 +103,11 @@ async def options_take_what_they_say() -> None:
     def watch(timing: CallTiming) -> None: ...
 
     ImageEmbeddings(
-        EFFICIENTNET_LITE0, on_call=watch, on_busy="raise", source_policy=SourcePolicy.trusted()
+        EFFICIENTNET_LITE0, on_call=watch, threads=2, source_policy=SourcePolicy.trusted()
     )
-    ImageEmbeddings(on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ImageEmbeddings(threads=Threads(preprocess=4), queueing=Queueing(on_busy="raise"))
+    Queueing(on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Threads(decode=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def functions_return_values(

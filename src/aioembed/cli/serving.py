@@ -25,6 +25,7 @@ from aioembed.errors import AioembedError, InvalidConfig
 from aioembed.image import ImageEmbeddings
 from aioembed.images import SourcePolicy
 from aioembed.models import Modality, resolve_model
+from aioembed.options import Queueing, Threads
 from aioembed.text import TextEmbeddings
 
 from .common import exit_code_of
@@ -72,7 +73,7 @@ class ServerOptions(BaseModel):
         cors_origins: Web pages of other origins that may call; none by default.
         max_pending: Most embeddings that may wait or run, for each model.
         threads: As for `ImageEmbeddings`, in each worker.
-        replicas: As for `ImageEmbeddings`, in each worker.
+        replicas: As for `Threads`, in each worker.
         truncates: Whether texts that are too long are cut, where a request does not say.
         cache_dir: As for `ImageEmbeddings`.
         offline: As for `ImageEmbeddings`.
@@ -387,14 +388,15 @@ def _handle(
     spec = resolve_model(choice.source, modality=choice.modality)
     name = choice.name or spec.name
     on_call = metrics.on_call(name, spec.modality) if metrics else None
+    threads = Threads(inference=options.threads, replicas=options.replicas)
+    queueing = Queueing(max_pending=options.max_pending)
     if spec.modality == "text":
         return TextEmbeddings(
             spec,
             tokenizer=choice.tokenizer,
             truncate="silent" if options.truncates else "error",
-            threads=options.threads,
-            replicas=options.replicas,
-            max_pending=options.max_pending,
+            threads=threads,
+            queueing=queueing,
             cache_dir=options.cache_dir,
             offline=options.offline,
             on_call=on_call,
@@ -402,9 +404,8 @@ def _handle(
     return ImageEmbeddings(
         spec,
         source_policy=options.policy,
-        threads=options.threads,
-        replicas=options.replicas,
-        max_pending=options.max_pending,
+        threads=threads,
+        queueing=queueing,
         cache_dir=options.cache_dir,
         offline=options.offline,
         on_call=on_call,

@@ -14,7 +14,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 
-from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, ModelSource, Ok
+from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, ModelSource, Ok, Threads
 from aioembed.errors import InvalidConfig, InvalidUserInput, MissingExtra
 
 try:
@@ -71,7 +71,7 @@ class ImageEmbedder:
         self._concurrency = concurrency
         cpus = _actor_cpus()
         if cpus is not None:
-            options = {"threads": cpus, "decode_threads": cpus} | options
+            options = {"threads": Threads(inference=cpus, preprocess=cpus)} | options
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             self._model = ImageEmbeddings(model_source, **options)
