@@ -67,6 +67,28 @@ async def test_a_slow_disk_holds_the_reader_back(
     assert body.read == 40 * MIB
 
 
+async def test_the_next_block_arrives_while_one_is_written(
+    make_fetcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, arrived, in_time = Partial.append, threading.Event(), []
+
+    class Watched(Body):
+        async def __call__(self) -> AsyncIterator[bytes]:
+            async for chunk in super().__call__():
+                if self.read == 2 * MIB:
+                    arrived.set()
+                yield chunk
+
+    def wait_for_the_next(self: Partial, chunks: Iterable[bytes]) -> None:
+        in_time.append(arrived.wait(10))
+        append(self, chunks)
+
+    monkeypatch.setattr(Partial, "append", wait_for_the_next)
+    async with Watched(3).client() as client:
+        await make_fetcher(http_client=client).fetch([RESOURCE])
+    assert all(in_time)
+
+
 async def test_a_disk_that_takes_longer_than_the_stall_time_is_not_a_stall(
     make_fetcher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

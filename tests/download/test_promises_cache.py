@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aioembed.download import Cache, DownloadControl, Fetcher, Resource
+from aioembed.download import Cache, DownloadControl, Fetcher, Progress, Resource
 from aioembed.errors import (
     AlreadyOngoing,
     AlreadyPaused,
@@ -29,15 +29,18 @@ async def test_promise_22_pause_stops_the_transfer_and_resume_goes_on(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     control = DownloadControl()
+    seen: list[Progress] = []
     results: list[Any] = []
     async with scripted(serve_file(bytes_per_second=1e6)) as server:
 
         async def run() -> None:
-            results.extend(await make_fetcher().fetch([server.resource()], control=control))
+            fetch = make_fetcher().fetch
+            wanted = [server.resource()]
+            results.extend(await fetch(wanted, control=control, on_progress=seen.append))
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            await server.wait_for(lambda: server.sent > 100_000)
+            await server.wait_for(lambda: bool(seen) and seen[-1].received > 50_000)
             control.pause()
             with pytest.raises(AlreadyPaused) as paused:
                 control.pause()
@@ -60,16 +63,18 @@ async def test_promise_22_cancel_ends_the_fetch_and_keeps_the_part(
     scripted: Any, serve_file: Any, make_fetcher: Any, leftovers: Any, paused: bool
 ) -> None:
     control = DownloadControl()
+    seen: list[Progress] = []
     async with scripted(serve_file(bytes_per_second=1e6), serve_file()) as server:
 
         async def run() -> None:
+            fetch = make_fetcher().fetch
             with pytest.raises(DownloadCancelled) as caught:
-                await make_fetcher().fetch([server.resource()], control=control)
+                await fetch([server.resource()], control=control, on_progress=seen.append)
             assert caught.value.code == 118
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            await server.wait_for(lambda: server.sent > 100_000)
+            await server.wait_for(lambda: bool(seen) and seen[-1].received > 50_000)
             if paused:
                 control.pause()
                 await server.wait_for(lambda: server.active == 0)

@@ -23,7 +23,7 @@ import httpx
 from anyio import to_thread
 
 from .._http import RedirectRefused, Redirects, is_loopback, show_url
-from .._tasks import BlockingCall
+from .._tasks import BlockingCall, Task, spawn, to_end
 from ..errors import (
     DiskFull,
     DownloadFailed,
@@ -384,40 +384,45 @@ class Transfer:
             )
 
     async def _store(self, chunks: AsyncIterator[bytes], expected: int | None) -> None:
-        """Write and hash the body in blocks, in threads; watch that bytes keep coming.
+        """Write and hash the body in blocks, each while the next arrives; watch that it comes.
 
         What had arrived when the body broke off or the task was cancelled is still written.
         """
+        writer = _Writer(self._partial)
         pending: list[bytes] = []
         size = window = 0
         seen = self._partial.received
         try:
             with anyio.fail_after(self._limits.stall) as stall:
-                flushed_at = anyio.current_time()
+                written_at = time.monotonic()
                 async for chunk in chunks:
                     pending.append(chunk)
                     size += len(chunk)
-                    window += len(chunk)
-                    seen += len(chunk)
+                    if expected is not None and seen + size > expected:
+                        raise self._size_error(expected, seen + size)
+                    if size < _BLOCK_BYTES and time.monotonic() - written_at < _BLOCK_SECONDS:
+                        continue
+                    seen += size
+                    window += size
                     self._report(seen, expected)
-                    if expected is not None and seen > expected:
-                        raise self._size_error(expected, seen)
-                    now = anyio.current_time()
+                    left = stall.deadline - anyio.current_time()
                     if window >= self._limits.stall_bytes:
-                        window = 0
-                        stall.deadline = now + self._limits.stall
-                    if size >= _BLOCK_BYTES or now - flushed_at >= _BLOCK_SECONDS:
-                        left = stall.deadline - now
-                        stall.deadline = math.inf  # the disk's time does not count
-                        block, pending, size = pending, [], 0
-                        await BlockingCall(partial(self._partial.append, block)).run()
-                        flushed_at = anyio.current_time()
-                        stall.deadline = flushed_at + left
+                        window, left = 0, self._limits.stall
+                    stall.deadline = math.inf  # the disk's time does not count
+                    await writer.wait()
+                    writer.start(pending)
+                    pending, size = [], 0
+                    written_at = time.monotonic()
+                    stall.deadline = anyio.current_time() + left
         finally:
-            with anyio.CancelScope(shield=True):
+            try:
+                await to_end(writer.wait)
                 if pending:
-                    await BlockingCall(partial(self._partial.append, pending)).run()
-                await _unwind(chunks)
+                    writer.start(pending)
+                    await to_end(writer.wait)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _unwind(chunks)
 
     def _require_space(self, missing: int) -> None:
         free = self._partial.free_bytes()
@@ -479,6 +484,26 @@ class Transfer:
             f"{self._resource.shown} should have {expected} bytes, but {seen} came; "
             "nothing was kept"
         )
+
+
+class _Writer:
+    """Appends blocks to a partial file in a thread, one at a time."""
+
+    def __init__(self, target: Partial) -> None:
+        self._target = target
+        self._task: Task[None] | None = None
+
+    def start(self, block: list[bytes]) -> None:
+        """Begin to write a block; the one before must have been waited for."""
+        append = BlockingCall(partial(self._target.append, block))
+        self._task = spawn(append.run, name="aioembed download: write")
+
+    async def wait(self) -> None:
+        """Return when the last block is written; what went wrong is raised, again each time."""
+        if self._task is not None:
+            await self._task.wait()
+            if self._task.error is not None:
+                raise self._task.error
 
 
 def _validator(headers: httpx.Headers) -> str | None:
