@@ -115,16 +115,16 @@ def image_size() -> int:
 
 
 def picture(index: int = 0) -> np.ndarray[Any, Any]:
-    """Return a drawn scene of the tower's size, uint8 `(side, side, 3)`.
+    """Return a photograph of the tower's size, uint8 `(side, side, 3)`.
 
     It is kept in a file, so that what draws it takes no memory in the contenders' processes.
     """
     file = picture_file(index)
     if not file.is_file():
-        from aioembed.testing.scenes import draw_scenes
+        from aioembed.testing.photographs import photographs
 
-        scene = list(draw_scenes().values())[index]
-        np.save(file, np.asarray(scene.convert("RGB").resize((image_size(), image_size()))))
+        photograph = list(photographs().values())[index]
+        np.save(file, np.asarray(photograph.resize((image_size(), image_size()))))
     pixels: np.ndarray[Any, Any] = np.load(file)
     return pixels
 
@@ -134,7 +134,7 @@ def picture_file(index: int) -> Path:
 
 
 def inputs(tower: str, length: int, index: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Return transformers' inputs of the scene or text of that index."""
+    """Return transformers' inputs of the picture or text of that index."""
     if tower == "image":
         config = pixels_of_checkpoint()
         mean, std = (np.array(config[f"image_{what}"]) for what in ("mean", "std"))

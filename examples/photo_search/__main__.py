@@ -2,9 +2,9 @@
 
     python examples/photo_search [FOLDER] [--index FILE] [--model MODEL] [--text-model MODEL]
 
-Without a folder it draws some scenes and their near-duplicates. Type the path or the name of a
-picture and press Enter; Enter on a result searches for more like it. With a text model that goes
-with the image model, words find pictures too.
+Without a folder it shows the photographs of `aioembed demo` and their near-duplicates. Type the
+path or the name of a picture and press Enter; Enter on a result searches for more like it. With a
+text model that goes with the image model, words find pictures too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from photo_app import PhotoSearch
 
-from aioembed.testing.scenes import draw_scenes, near_duplicates
+from aioembed.testing.photographs import near_duplicates, photographs
 
 
-def draw_album(folder: Path) -> None:
-    for name, scene in draw_scenes().items():
-        scene.save(folder / f"{name}.png")
-        for change, picture in near_duplicates(scene).items():
+def make_album(folder: Path) -> None:
+    for name, photograph in photographs().items():
+        photograph.save(folder / f"{name}.png")
+        for change, picture in near_duplicates(photograph).items():
             picture.save(folder / f"{name}-{change}.png")
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if options.folder is None:
-            draw_album(folder)
+            make_album(folder)
         PhotoSearch(
             folder,
             options.index or folder / ".photo-search.db",

@@ -19,7 +19,7 @@ from aioembed.errors import MissingExtra
 from aioembed.images import preprocess
 from aioembed.models import METADATA_METHOD, ProgramMetadata
 from aioembed.runtime import Program
-from aioembed.testing.scenes import draw_scenes
+from aioembed.testing.photographs import photographs
 
 from .conftest import Checkpoints, Exports
 
@@ -60,7 +60,7 @@ def test_from_picture_to_vector_as_transformers(
     program, report = exported(name, "image", precision)
     ours = metadata(program).preprocessing
     assert ours is not None
-    for picture in draw_scenes().values():
+    for picture in photographs().values():
         pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             embed = model if name.startswith("dinov2") else model.get_image_features
@@ -152,7 +152,7 @@ async def test_siglips_texts_and_probabilities_are_those_of_transformers(
     )["input_ids"]
     with torch.no_grad():
         wanted = model.get_text_features(ids).pooler_output.numpy()
-    picture = next(iter(draw_scenes().values()))
+    picture = next(iter(photographs().values()))
     images = ImageEmbeddings(exported("siglip", "image", "int8").program.path)
     embedder = TextEmbeddings(
         exported("siglip", "text", "fp32").program.path,

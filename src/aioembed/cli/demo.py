@@ -15,22 +15,31 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
-from rich.text import Text
 
 from aioembed import ImageEmbeddings, Status, cosine_similarity
-from aioembed.testing.scenes import draw_scenes, near_duplicates
+from aioembed.errors import AioembedError
+from aioembed.images import load_image
+from aioembed.testing.photographs import near_duplicates, photograph_files
 
+from . import ExitCode
 from .common import (
     DEFAULT_MODEL,
     DebugOption,
     ModelOption,
     ThreadsOption,
+    base_names,
+    complete_paths,
     guarded,
+    image_policy,
     render_table,
+    report_error,
+    shorten_middle,
     unwritable,
+    usage_error,
+    warn,
     write_result,
 )
-from .embed import NamedImage, embed_all
+from .embed import NamedImage, embed_all, named_images
 
 __all__ = ["StateLog", "demo"]
 
@@ -88,117 +97,179 @@ class StateLog:
         typer.echo(f"{milliseconds:7.1f} ms  {what}", err=True, nl=end)
 
 
-_SHOWN_CHANGES = ("jpeg", "cropped", "grey")
+_MOST_PICTURES = 32
+_LONGEST_SIDE = 640
+_NAME_WIDTH = 32
 
 
 class _Picture(NamedTuple):
-    """A drawn scene, or what became of one by a change."""
+    """A picture of the demo, RGB."""
 
-    scene: str
-    change: str
+    name: str
     image: Image.Image
-
-    @property
-    def name(self) -> str:
-        return f"{self.scene}-{self.change}" if self.change else self.scene
 
 
 class _Embedded(NamedTuple):
-    """The vectors of the demo: `(scenes, dim)` and `(duplicates, dim)`."""
+    """The vectors: `(pictures, dim)`, and of their near-duplicates `(pictures, changes, dim)`."""
 
-    scenes: NDArray[np.float32]
+    pictures: NDArray[np.float32]
     duplicates: NDArray[np.float32]
 
 
 def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]",
+            help="Of pictures of your own, in place of those that ship; the first 32 are taken.",
+            show_default=False,
+            autocompletion=complete_paths,
+        ),
+    ] = None,
     *,
     model: ModelOption = DEFAULT_MODEL,
     threads: ThreadsOption = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Keep the drawn pictures there.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the pictures and their near-duplicates there.",
+            show_default=False,
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Show a model's states, and which pictures its vectors find.
 
-    Draws six scenes and eight near-duplicates of each, embeds them, and tells how many are nearest
-    to their own scene. Needs no network with the default model.
+    Embeds eight photographs, or those of a folder, and eight near-duplicates of each; says which
+    other picture is most similar to each one, and how many near-duplicates find their own. Needs
+    no network with the default model.
     """
     with guarded(debug):
         handle = ImageEmbeddings(model, threads=threads)
-        scenes = [_Picture(name, "", image) for name, image in draw_scenes().items()]
-        changed = [
-            _Picture(scene.name, change, image)
-            for scene in scenes
-            for change, image in near_duplicates(scene.image).items()
-        ]
+        wanted, left_out = _wanted(folder)
+        pictures, failures = anyio.run(_opened, wanted)
+        for name, error in failures:
+            report_error(error, name=name, debug=debug)
+        if len(pictures) < 2:  # noqa: PLR2004  # a similarity is of two
+            raise usage_error(f"{folder} needs at least two pictures that can be read")
+        changed = [near_duplicates(picture.image) for picture in pictures]
         if save is not None:
-            _keep([*scenes, *changed], save)
-        embedded = anyio.run(partial(_embed, handle, scenes, changed))
-        similarities = np.asarray(cosine_similarity(embedded.duplicates, embedded.scenes))
-        table = _table(scenes, changed, similarities)
-        write_result(b"\n" + render_table(table) + _verdict(scenes, changed, similarities), None)
+            _keep(pictures, changed, save)
+        embedded = anyio.run(partial(_embed, handle, pictures, changed))
+        if left_out:
+            warn(f"took the first {len(wanted)} pictures, and left {left_out} out")
+        write_result(
+            _result([picture.name for picture in pictures], list(changed[0]), embedded), None
+        )
+        if failures:
+            raise typer.Exit(ExitCode.INPUT)
+
+
+def _wanted(folder: Path | None) -> tuple[list[NamedImage], int]:
+    """Return which pictures to show, and how many are left out."""
+    if folder is None:
+        return [NamedImage(name, file) for name, file in photograph_files().items()], 0
+    if not folder.is_dir():
+        raise usage_error(f"{folder} is not a folder")
+    found = named_images([str(folder)])
+    names = base_names([one.name for one in found])
+    named = [NamedImage(name, one.image) for name, one in zip(names, found, strict=True)]
+    return named[:_MOST_PICTURES], len(named[_MOST_PICTURES:])
+
+
+async def _opened(
+    wanted: Sequence[NamedImage],
+) -> tuple[list[_Picture], list[tuple[str, AioembedError]]]:
+    """Return the pictures at no more than 640 pixels a side, and what could not be read."""
+    pictures: list[_Picture] = []
+    failures: list[tuple[str, AioembedError]] = []
+    for one in wanted:
+        try:
+            image = Image.fromarray(await load_image(one.image, policy=image_policy()))
+        except AioembedError as error:
+            failures.append((one.name, error))
+        else:
+            image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+            pictures.append(_Picture(one.name, image))
+    return pictures, failures
 
 
 async def _embed(
-    model: ImageEmbeddings, scenes: Sequence[_Picture], changed: Sequence[_Picture]
+    model: ImageEmbeddings,
+    pictures: Sequence[_Picture],
+    changed: Sequence[dict[str, Image.Image]],
 ) -> _Embedded:
-    """Embed the scenes one after the other, then all the near-duplicates together."""
+    """Embed the pictures one after the other, then all the near-duplicates together."""
     log = StateLog(model)
     async with model:
         await model.load()
         vectors = []
-        for scene in scenes:
-            log.subject = scene.name
-            vectors.append(await model.forward(scene.image))
-        with log.together(f"{len(changed)} near-duplicates together"):
-            images = [NamedImage(picture.name, picture.image) for picture in changed]
+        for picture in pictures:
+            log.subject = shorten_middle(picture.name, _NAME_WIDTH)
+            vectors.append(await model.forward(picture.image))
+        images = [NamedImage(change, image) for of in changed for change, image in of.items()]
+        with log.together(f"{len(images)} near-duplicates together"):
             outcomes = await embed_all(model, images)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    duplicates = [outcome.embedding for outcome in outcomes if outcome.embedding is not None]
-    return _Embedded(np.stack(vectors), np.stack(duplicates))
+    duplicates = np.stack([one.embedding for one in outcomes if one.embedding is not None])
+    return _Embedded(np.stack(vectors), duplicates.reshape(len(pictures), -1, duplicates.shape[1]))
 
 
-def _table(
-    scenes: Sequence[_Picture], changed: Sequence[_Picture], similarities: NDArray[np.floating]
-) -> Table:
-    """Similarities of some near-duplicates to every scene, the nearest scene in bold."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("cosine similarity", no_wrap=True)
-    for scene in scenes:
-        table.add_column(scene.name, justify="right", no_wrap=True)
-    for picture, row in zip(changed, similarities, strict=True):
-        if picture.change in _SHOWN_CHANGES:
-            nearest = int(np.argmax(row))
-            cells = [
-                Text(f"{value:.2f}", style="bold green" if index == nearest else "")
-                for index, value in enumerate(row)
-            ]
-            table.add_row(picture.name, *cells)
+def _result(names: Sequence[str], changes: Sequence[str], embedded: _Embedded) -> bytes:
+    """Return what is printed: the most similar other pictures, then the near-duplicates found."""
+    others = np.asarray(cosine_similarity(embedded.pictures, embedded.pictures))
+    np.fill_diagonal(others, -np.inf)
+    found = embedded.duplicates @ embedded.pictures.T  # (pictures, changes, pictures)
+    own = np.eye(len(names), dtype=bool)
+    hits = np.argmax(found, axis=2) == np.arange(len(names))[:, None]
+    nearest = _table("picture", "most similar other", "cosine")
+    for name, row in zip(names, others, strict=True):
+        other = names[int(np.argmax(row))]
+        nearest.add_row(_short(name), _short(other), f"{row.max():.2f}")
+    copies = _table("near-duplicate", "found", "to its own, at least", "to others, at most")
+    for index, change in enumerate(changes):
+        of_change = found[:, index]
+        copies.add_row(
+            change,
+            f"{hits[:, index].sum()} of {len(names)}",
+            f"{of_change[own].min():.2f}",
+            f"{of_change[~own].max():.2f}",
+        )
+    verdict = (
+        f"{hits.sum()} of {hits.size} near-duplicates are nearest to the picture they were made "
+        "from.\n"
+    )
+    return b"\n".join((b"", render_table(nearest), render_table(copies), verdict.encode()))
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table; its last columns hold numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        words = column in {"picture", "most similar other", "near-duplicate"}
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
     return table
 
 
-def _verdict(
-    scenes: Sequence[_Picture], changed: Sequence[_Picture], similarities: NDArray[np.floating]
-) -> bytes:
-    names = np.array([scene.name for scene in scenes])
-    own = np.array([[picture.scene] for picture in changed]) == names
-    found = int(np.sum(own[np.arange(len(changed)), np.argmax(similarities, axis=1)]))
-    text = (
-        f"{found} of {len(changed)} near-duplicates are nearest to the scene they were made from.\n"
-        f"Lowest similarity to their own scene {similarities[own].min():.2f}, "
-        f"highest to another {similarities[~own].max():.2f}.\n"
-    )
-    return f"\n{text}".encode()
+def _short(name: str) -> str:
+    return shorten_middle(name, _NAME_WIDTH)
 
 
-def _keep(pictures: Sequence[_Picture], folder: Path) -> None:
+def _keep(
+    pictures: Sequence[_Picture], changed: Sequence[dict[str, Image.Image]], folder: Path
+) -> None:
+    """Save everything as PNG, under the names of the pictures and the changes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            picture.image.save(folder / f"{picture.name}.png")
+        stems = [Path(picture.name).stem for picture in pictures]
+        if len(set(stems)) < len(stems):
+            stems = [picture.name.replace("/", "_") for picture in pictures]
+        for stem, picture, changes in zip(stems, pictures, changed, strict=True):
+            picture.image.save(folder / f"{stem}.png")
+            for change, image in changes.items():
+                image.save(folder / f"{stem}-{change}.png")
     except OSError as exc:
         raise unwritable(folder, exc.strerror or str(exc)) from exc

@@ -75,7 +75,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Images to balance int8 with and to judge on; drawn ones if not given.",
+            help="Images to balance int8 with and to judge on; those that ship if not given.",
             show_default=False,
         ),
     ] = None,

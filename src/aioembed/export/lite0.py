@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(path: Path, built: Lowered) -> ExportReport:
-    """Judge a program that was written, on drawn scenes, as `aioembed export` judges its own."""
+    """Judge a program that was written as `aioembed export` does: on the photographs that ship."""
     module = Lite0.from_package()
     samples = image_samples(LITE0_PREPROCESSING, None)
     with torch.no_grad():

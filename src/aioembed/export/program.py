@@ -53,7 +53,7 @@ class ExportOptions:
             says, `clip`, `siglip` or `dinov2` as those are published, `rne` as the React Native
             hook does. A text program says it too, since it shares the space.
         norm: Form of the norms; `auto` tries both on the weights.
-        calibrate: Folder of images to balance, choose and judge on; drawn scenes where None.
+        calibrate: Folder of images to balance, choose and judge on; those that ship where None.
         max_batch: Most images in one call; 1 makes the program's batch static.
         image_size: Side of the images in pixels, for families whose positions can be
             interpolated (DINOv2); what the preprocessing says where None.

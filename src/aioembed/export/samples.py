@@ -13,7 +13,7 @@ from aioembed.errors import AioembedError, InvalidConfig, shorten
 from aioembed.export.families import TextShape
 from aioembed.images import SourcePolicy, decode, preprocess
 from aioembed.models import Preprocessing, Tokenization
-from aioembed.testing.scenes import draw_scenes, near_duplicates
+from aioembed.testing.photographs import near_duplicates, photographs
 
 __all__ = ["image_samples", "text_samples"]
 
@@ -32,12 +32,12 @@ def image_samples(preprocessing: Preprocessing, folder: Path | None) -> Samples:
     Args:
         preprocessing: The program's.
         folder: Of images, of which at most 32 are taken, spread over the names in their order;
-            drawn scenes where None.
+            the photographs that ship where None.
 
     Raises:
         InvalidConfig: The folder has no images, or one that cannot be read.
     """
-    pictures = _drawn() if folder is None else [_opened(file) for file in _spread(folder)]
+    pictures = _shipped() if folder is None else [_opened(file) for file in _spread(folder)]
     return [(torch.from_numpy(preprocess(picture, preprocessing)),) for picture in pictures]
 
 
@@ -66,11 +66,11 @@ def text_samples(shape: TextShape, tokenization: Tokenization | None = None) -> 
     return texts
 
 
-def _drawn() -> list[np.ndarray]:
-    """Return drawn scenes, and each of them with less contrast."""
-    scenes = list(draw_scenes().values())
-    changed = [next(iter(near_duplicates(scene).values())) for scene in scenes]
-    return [np.asarray(picture) for picture in (*scenes, *changed)]
+def _shipped() -> list[np.ndarray]:
+    """Return the photographs that ship, and each of them in the dark."""
+    pictures = list(photographs().values())
+    changed = [near_duplicates(picture)["darker"] for picture in pictures]
+    return [np.asarray(picture) for picture in (*pictures, *changed)]
 
 
 def _spread(folder: Path) -> list[Path]:
