@@ -103,6 +103,18 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         """What images may be and where they may come from."""
         return self._policy
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the loaded program's input.
+
+        Raises:
+            ModelNotLoaded: Nothing is loaded.
+        """
+        preprocessing = self._contract.preprocessing
+        if preprocessing is None:
+            raise InvalidConfig(f"{self.spec.name} embeds no images")
+        return preprocessing
+
     async def forward(
         self,
         image: ImageInput,

@@ -21,6 +21,7 @@ from .export import export
 from .index import duplicates, index, search
 from .models import models
 from .serve import serve
+from .verify import verify
 
 __all__ = ["app"]
 
@@ -77,6 +78,7 @@ for _command in (
     download,
     export,
     describe,
+    verify,
     serve,
     doctor,
 ):

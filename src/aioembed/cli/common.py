@@ -48,6 +48,7 @@ __all__ = [
     "MaxPixelsOption",
     "ModelOption",
     "OutputOption",
+    "PreprocessingOption",
     "SimilarityFormat",
     "TextModelOption",
     "ThreadsOption",
@@ -217,6 +218,15 @@ TextModelOption = Annotated[
         metavar="MODEL",
         help="Finds the pictures by words; the index remembers it.",
         autocompletion=_model_names,
+        show_default=False,
+    ),
+]
+PreprocessingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing",
+        metavar="rne|rne-0.10.6|clip|imagenet|FILE.json",
+        help="What pixels the model's program takes, where it does not say so.",
         show_default=False,
     ),
 ]

@@ -16,7 +16,15 @@ from aioembed.folders import cache_folder
 from aioembed.models import ModelSpec, Sidecar, local_path, resolve_model
 from aioembed.runtime import Program
 
-from .common import DebugOption, guarded, to_json, usage_error, warn, write_result
+from .common import (
+    DebugOption,
+    PreprocessingOption,
+    guarded,
+    to_json,
+    usage_error,
+    warn,
+    write_result,
+)
 
 __all__ = ["describe"]
 
@@ -24,14 +32,7 @@ __all__ = ["describe"]
 def describe(
     model: Annotated[str, typer.Argument(metavar="FILE", help="A .pte file, or a name.")],
     *,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="rne|clip|imagenet|FILE.json",
-            help="What pixels it takes, where it does not say so.",
-            show_default=False,
-        ),
-    ] = None,
+    preprocessing: PreprocessingOption = None,
     save: Annotated[
         bool, typer.Option("--save", help="Write that to NAME.json beside the file, for good.")
     ] = False,
