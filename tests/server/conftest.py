@@ -105,7 +105,11 @@ def clip_arguments() -> list[str]:
 
 @pytest.fixture(scope="session")
 def server(start_server: Callable[..., Server], clip_arguments: list[str]) -> Server:
-    """A server of three models that are loaded."""
-    started = start_server(*clip_arguments, "--head-timeout", "1")
+    """A server of three models that are loaded, with what most tests of a process need."""
+    started = start_server(
+        *clip_arguments,
+        *("--head-timeout", "1", "--body-timeout", "2", "--replicas", "2"),
+        *("--access-log", "--cors-origin", "https://app.example"),
+    )
     wait_ready(started.url)
     return started

@@ -135,26 +135,13 @@ def test_a_broken_image_is_marked_and_the_others_are_compared(
         assert page.locator("#thumbnails .blank").inner_text() == "no preview"
 
 
-def test_states_are_announced_and_no_longer_vouched_for_without_the_server(
-    browser: Browser, start_server: Callable[..., Server]
-) -> None:
-    server = start_server()
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.goto(server.url)
-        page.get_by_role("status").filter(has_text="efficientnet-lite0 (image): ready").wait_for()
-        assert server.stop() == 0
-        page.get_by_text("trying again").wait_for()
-        page.locator("#models.stale").wait_for()
-
-
-def test_the_download_is_followed_until_the_heat_map_appears(
+def test_a_download_is_followed_until_the_heat_map_appears_and_then_the_servers_end(
     browser: Browser, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """Two images that are dropped meanwhile are compared once the model is there."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(HubServer(bytes_per_second=4_000)) as hub,
+        portal.wrap_async_context_manager(HubServer(bytes_per_second=6_000)) as hub,
     ):
         url = hub.add("someone/model", "model.pte", TINY_IMAGE_PROGRAM.read_bytes())
         server = start_server("--model", f"remote={url}", "--cache-dir", tmp_path)
@@ -168,4 +155,7 @@ def test_the_download_is_followed_until_the_heat_map_appears(
             assert 0 <= page.locator("progress").evaluate("(bar) => bar.value") < 1
             page.locator("#heatmap td").nth(3).wait_for()
             page.locator(".status", has_text="ready").wait_for()
-        assert server.stop() == 0
+            page.get_by_role("status").filter(has_text="remote (image): ready").wait_for()
+            assert server.stop() == 0
+            page.get_by_text("trying again").wait_for()
+            page.locator("#models.stale").wait_for()

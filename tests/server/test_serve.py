@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
+
+from aioembed.cli.app import app as aioembed
 
 from .conftest import Server, picture, wait_ready
 from .served import served
@@ -130,33 +133,18 @@ def test_ctrl_c_reaches_all_processes_and_ends_them(start_server: Start) -> None
     assert not any(is_alive(process) for process in processes)
 
 
-def test_a_killed_worker_is_replaced(start_server: Start) -> None:
+def test_a_killed_worker_is_replaced_and_ends_with_its_parent(start_server: Start) -> None:
     server = start_server()
     wait_ready(server.url)
-    (worker,) = workers_of(server)
-    os.kill(worker, signal.SIGKILL)
-    with suppress(httpx.TransportError):
-        get(f"{server.url}/healthz")
-    for attempt in range(600):
-        with suppress(httpx.TransportError):
-            if get(f"{server.url}/readyz").status_code == 200:
-                break
-        threading.Event().wait(0.1)
-        assert attempt < 599
-    assert server.stop() == 0
-
-
-def test_workers_end_when_their_parent_is_killed(start_server: Start) -> None:
-    server = start_server()
-    wait_ready(server.url)
-    (worker,) = workers_of(server)
+    (first,) = workers_of(server)
+    os.kill(first, signal.SIGKILL)
+    until(
+        lambda: get(f"{server.url}/readyz").status_code == 200 and first not in workers_of(server)
+    )
+    (second,) = workers_of(server)
     server.process.kill()
     server.process.wait(60)
-    for attempt in range(600):
-        if not is_alive(worker):
-            break
-        threading.Event().wait(0.1)
-        assert attempt < 599
+    until(lambda: not is_alive(second))
     with pytest.raises(httpx.TransportError):
         get(f"{server.url}/healthz")
 
@@ -178,11 +166,10 @@ def test_a_head_without_end_is_refused(server: Server) -> None:
     assert get(f"{server.url}/healthz").status_code == 200
 
 
-def test_a_body_that_stalls_is_answered_and_closed(start_server: Start) -> None:
-    server = start_server("--body-timeout", "1")
+def test_a_body_that_stalls_is_answered_and_closed(server: Server) -> None:
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n"
-    for begun in (
+    begun = (
         f"{head}Content-Length: 99\r\n\r\n",
         f"{head}Content-Length: 99\r\n\r\n{{",
         chunked,
@@ -190,76 +177,85 @@ def test_a_body_that_stalls_is_answered_and_closed(start_server: Start) -> None:
         f"{chunked}2;a=",
         f"{head}Expect: 100-continue\r\nContent-Length: 10\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\nx",
-    ):
-        with connect(server) as slow:
-            slow.sendall(begun.encode())
-            answer = b"".join(iter(lambda: slow.recv(4096), b""))  # used at once
-        wanted = b"HTTP/1.1 200" if begun.startswith("GET") else b"HTTP/1.1 408"
-        assert wanted in answer, begun
-
-
-def test_the_log_says_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
-    with served("--model", tmp_path / "missing.pte") as server:
-        while not any("cannot be loaded" in line and "missing.pte" in line for line in server.log):
-            threading.Event().wait(0.05)
-            assert server.process.poll() is None
-        assert get(f"{server.url}/readyz").status_code == 503
-        assert server.stop() == 0
+    )
+    with ExitStack() as stack:
+        slow = {one: stack.enter_context(connect(server)) for one in begun}
+        for one, connection in slow.items():
+            connection.sendall(one.encode())
+        for one, connection in slow.items():
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023  # called here
+            wanted = b"HTTP/1.1 200" if one.startswith("GET") else b"HTTP/1.1 408"
+            assert wanted in answer, one
 
 
 def test_a_server_that_fails_fast_ends_with_the_models_exit_code(tmp_path: Path) -> None:
-    done = run("--fail-fast", "--port", "0", "--model", str(tmp_path / "missing.pte"))
+    options = ("--fail-fast", "--port", "0", "--model", str(tmp_path / "missing.pte"))
+    command = [sys.executable, "-m", "aioembed", "serve", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 3
     assert "cannot be loaded" in done.stderr
 
 
-def test_requests_are_logged_with_their_ids(start_server: Start) -> None:
-    server = start_server("--access-log")
+def test_requests_are_logged_with_their_ids(server: Server) -> None:
     answer = get(f"{server.url}/healthz", headers={"X-Request-ID": "my-own.id"})
     assert answer.headers["x-request-id"] == "my-own.id"
     other = get(f"{server.url}/nothing", headers={"X-Request-ID": "a b"})
-    assert server.stop() == 0
-    log = "".join(server.log)
-    assert re.search(r"GET /healthz 200 [\d.]+ ms my-own.id", log)
-    assert re.search(r"GET /nothing 404 [\d.]+ ms", log)
     assert "a b" not in other.headers.get("x-request-id", "")
+    until(lambda: re.search(r"GET /healthz 200 [\d.]+ ms my-own.id", "".join(server.log)))
+    until(lambda: re.search(r"GET /nothing 404 [\d.]+ ms", "".join(server.log)))
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="has no Unix sockets")
-def test_a_unix_socket_and_a_root_path(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    with served("--uds", path, "--root-path", "/embed", address=r"unix:\S+") as server:
-        transport = httpx.HTTPTransport(uds=str(path))
-        with httpx.Client(transport=transport, base_url="http://server") as client:
-            assert client.get("/healthz").status_code == 200
-            assert client.get("/openapi.json").json()["servers"] == [{"url": "/embed"}]
+@pytest.fixture(scope="module")
+def socket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on a Unix socket, under a path, with a file of keys, whose model is missing."""
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("has no Unix sockets")
+    folder = tmp_path_factory.mktemp("socket")
+    keys = folder / "keys"
+    keys.write_text("# mine\nfirst\n\nsecond\n")
+    options = ("--uds", folder / "s", "--root-path", "/embed", "--api-key-file", keys)
+    with served(*options, "--model", folder / "missing.pte", address=r"unix:\S+") as server:
+        yield server
         assert server.stop() == 0
 
 
-def test_any_key_of_a_file_is_enough(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("# mine\nfirst\n\nsecond\n")
-    with served("--api-key-file", keys) as server:
-        for key, status in {"first": 200, "second": 200, "# mine": 401}.items():
-            headers = {"Authorization": f"Bearer {key}"}
-            assert get(f"{server.url}/v1/models", headers=headers).status_code == status
-    keys.write_text("# none\n")
-    assert run("--api-key-file", str(keys)).returncode == 2
+@pytest.fixture
+def socket_client(socket_server: Server) -> Iterator[httpx.Client]:
+    transport = httpx.HTTPTransport(uds=socket_server.url.removeprefix("unix:"))
+    with httpx.Client(transport=transport, base_url="http://server", timeout=60) as client:
+        yield client
 
 
-def test_the_preflight_of_openais_javascript_client_is_answered(start_server: Start) -> None:
-    server = start_server("--cors-origin", "https://app.example")
+def test_a_unix_socket_and_a_root_path(socket_client: httpx.Client) -> None:
+    assert socket_client.get("/healthz").status_code == 200
+    assert socket_client.get("/openapi.json").json()["servers"] == [{"url": "/embed"}]
+
+
+def test_the_log_says_why_a_model_cannot_be_loaded(
+    socket_server: Server, socket_client: httpx.Client
+) -> None:
+    until(
+        lambda: any("cannot be loaded" in one and "missing.pte" in one for one in socket_server.log)
+    )
+    assert socket_client.get("/readyz").status_code == 503
+
+
+def test_any_key_of_a_file_is_enough(socket_client: httpx.Client) -> None:
+    for key, status in {"first": 200, "second": 200, "# mine": 401}.items():
+        headers = {"Authorization": f"Bearer {key}"}
+        assert socket_client.get("/v1/models", headers=headers).status_code == status
+
+
+def test_the_preflight_of_openais_javascript_client_is_answered(server: Server) -> None:
     headers = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
     }
-    answer = httpx.options(f"{server.url}/v1/embeddings", timeout=60, headers=headers)
-    assert answer.status_code == 200
-    other = httpx.options(
-        f"{server.url}/v1/embeddings", timeout=60, headers={**headers, "Origin": "https://x"}
-    )
-    assert other.status_code == 400
+    url = f"{server.url}/v1/embeddings"
+    assert httpx.options(url, timeout=60, headers=headers).status_code == 200
+    headers["Origin"] = "https://x"
+    assert httpx.options(url, timeout=60, headers=headers).status_code == 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors by /proc")
@@ -275,10 +271,7 @@ def test_out_of_descriptors_the_server_refuses_and_recovers() -> None:
                 for _ in range(200):
                     idle.enter_context(connect(server))
                 assert server.process.poll() is None
-            while True:
-                with suppress(httpx.TransportError):
-                    assert get(f"{server.url}/healthz").status_code == 200
-                    break
+            until(lambda: get(f"{server.url}/healthz").status_code == 200)
             assert server.stop() == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -311,18 +304,55 @@ def test_workers_share_one_port_and_stop_together(
     assert not (tmp_path / "EXECUTED").exists()
 
 
-def test_replicas_serve_as_one_model(start_server: Start) -> None:
-    server = start_server("--replicas", "2")
-    wait_ready(server.url)
+def test_replicas_serve_as_one_model(server: Server) -> None:
     answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": [DATA_URI] * 8}, timeout=60)
     first, *others = (one["embedding"] for one in answer.json()["data"])
     assert len(others) == 7
     np.testing.assert_allclose(others, [first] * 7, atol=1e-5)
-    assert server.stop() == 0
+
+
+def test_what_cannot_be_served_ends_immediately(tmp_path: Path) -> None:
+    empty = tmp_path / "keys"
+    empty.write_text("# none\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, code, said in (
+            (("--port", port), 2, "cannot listen on"),
+            (("--replicas", "2", "--threads", "2"), 2, "one thread each"),
+            (("--model", "efficientnet-lite"), 3, "did you mean efficientnet-lite0"),
+            (("--api-key-file", str(empty)), 2, "has no key"),
+        ):
+            done = run(*arguments)
+            assert done.exit_code == code, done.stderr
+            assert said in done.stderr
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t"])
+def test_an_empty_key_opens_nothing(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    by_option = run("--api-key", key)
+    monkeypatch.setenv("AIOEMBED_API_KEY", key)
+    for done in (by_option, run()):
+        assert done.exit_code == 2
+        assert "empty" in done.stderr
+
+
+def run(*arguments: str) -> Result:
+    """Run the command in this process, which it ends before it serves."""
+    return CliRunner().invoke(aioembed, ["serve", *arguments])
 
 
 def get(url: str, **options: Any) -> httpx.Response:
     return httpx.get(url, timeout=60, **options)  # the machine may be busy
+
+
+def until(happened: Callable[[], object]) -> None:
+    """Wait for what another process does; a server that does not answer may yet."""
+    for _ in range(1200):
+        with suppress(httpx.TransportError):
+            if happened():
+                return
+        threading.Event().wait(0.05)
+    pytest.fail("it has not happened within a minute")
 
 
 def workers_of(server: Server) -> list[int]:
@@ -337,35 +367,3 @@ def is_alive(process: int) -> bool:
         alive: bool = psutil.Process(process).status() != psutil.STATUS_ZOMBIE
         return alive
     return False
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aioembed", "serve", *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
-
-
-def test_what_cannot_be_served_ends_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("--port", str(taken.getsockname()[1]))
-    assert done.returncode == 2
-    assert "cannot listen on" in done.stderr
-    both = run("--replicas", "2", "--threads", "2")
-    assert both.returncode == 2
-    assert "give one of both" in both.stderr
-    unknown = run("--model", "efficientnet-lite")
-    assert unknown.returncode == 3
-    assert "did you mean efficientnet-lite0" in unknown.stderr
-
-
-@pytest.mark.parametrize("key", ["", " ", "\t"])
-def test_an_empty_key_opens_nothing(key: str) -> None:
-    for done in (run(AIOEMBED_API_KEY=key), run("--api-key", key)):
-        assert done.returncode == 2
-        assert "empty" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 from aioembed import ImageEmbeddings, TextEmbeddings, quantize
 from aioembed.integrations.fastapi import Handle
+from aioembed.similarity import VectorType
 
 from .conftest import FIXTURES, Server, picture, serving
 
@@ -73,34 +74,32 @@ SAME_IMAGE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/"])
-@pytest.mark.parametrize("case", SAME_IMAGE)
 async def test_every_shape_of_an_image_is_the_same_image(
-    clip: httpx.AsyncClient, towers: list[Handle], case: str, path: str
+    clip: httpx.AsyncClient, towers: list[Handle]
 ) -> None:
-    (found,) = await vectors(clip, path, **SAME_IMAGE[case])
     image: Any = towers[0]
     expected = await image.forward(PICTURE)
-    np.testing.assert_array_equal(np.array(found, np.float32), expected)
+    for path in ("/v1/embeddings", "/embeddings", "/v1/embeddings/"):
+        for case, body in SAME_IMAGE.items():
+            (found,) = await vectors(clip, path, **body)
+            np.testing.assert_array_equal(np.array(found, np.float32), expected, case)
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "body",
-    [
+async def test_every_shape_of_a_text_is_the_same_text(
+    clip: httpx.AsyncClient, towers: list[Handle]
+) -> None:
+    text: Any = towers[1]
+    expected = await text.forward("a cat")
+    for body in (
         {"input": "a cat"},
         {"input": ["a cat"]},
         {"input": [{"text": "a cat"}]},
         {"messages": [{"role": "user", "content": "a cat"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}]},
-    ],
-)
-async def test_every_shape_of_a_text_is_the_same_text(
-    clip: httpx.AsyncClient, towers: list[Handle], body: dict[str, Any]
-) -> None:
-    (found,) = await vectors(clip, **body)
-    text: Any = towers[1]
-    np.testing.assert_array_equal(np.array(found, np.float32), await text.forward("a cat"))
+    ):
+        (found,) = await vectors(clip, **body)
+        np.testing.assert_array_equal(np.array(found, np.float32), expected, str(body))
 
 
 @pytest.mark.anyio
@@ -160,19 +159,20 @@ async def test_jina_reads_errors_in_detail(clip: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("output", ["int8", "uint8", "binary", "ubinary"])
 async def test_compact_vectors_are_those_of_quantize(
-    clip: httpx.AsyncClient, towers: list[Handle], output: Any
+    clip: httpx.AsyncClient, towers: list[Handle]
 ) -> None:
     image: Any = towers[0]
-    expected = quantize(await image.forward(PICTURE), output)
-    for field in ("encoding_format", "embedding_type"):
-        (found,) = await vectors(clip, input=DATA_URI, **{field: output})
-        assert found == expected.tolist()
-    body = {"images": [DATA_URI], "embedding_types": [output, "float"]}
-    cohere = (await clip.post("/v2/embed", json=body)).json()["embeddings"]
-    assert cohere[output] == [expected.tolist()]
-    assert len(cohere["float"][0]) == 24
+    vector = await image.forward(PICTURE)
+    for output in get_args(VectorType):
+        expected = quantize(vector, output)
+        for field in ("encoding_format", "embedding_type"):
+            (found,) = await vectors(clip, input=DATA_URI, **{field: output})
+            assert found == expected.tolist()
+        body = {"images": [DATA_URI], "embedding_types": [output, "float"]}
+        cohere = (await clip.post("/v2/embed", json=body)).json()["embeddings"]
+        assert cohere[output] == [expected.tolist()]
+        assert len(cohere["float"][0]) == 24
 
 
 @pytest.mark.anyio
@@ -222,6 +222,7 @@ def test_langchains_client_works_with_its_checks_off(server: Server) -> None:
     assert np.shape(client.embed_documents(["a cat", "a dog"])) == (2, 24)
 
 
+@pytest.mark.slow  # takes seconds to import
 @pytest.mark.filterwarnings("ignore")  # of others' packages
 def test_litellms_client_works_unchanged(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
