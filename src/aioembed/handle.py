@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, o
 
 import anyio
 import numpy as np
-from numpy.typing import NDArray
 
 from ._batcher import Batcher
 from ._loader import Inputs, LoadedModel, Loader
@@ -49,6 +48,7 @@ from .models import (
 )
 from .options import LoadOptions, Queueing, check_count, check_kind
 from .runtime import Program, available_cpus
+from .similarity import Embedding, Embeddings
 from .state import Lifecycle, ModelState, Status
 from .statistics import CallRecorder, CallTiming, Outcome, Statistics, Stopwatch
 from .stream import (
@@ -66,7 +66,6 @@ _logger = logging.getLogger("aioembed.handle")
 
 InputT = TypeVar("InputT")
 KeyT = TypeVar("KeyT")
-Embedding = NDArray[np.float32]
 OnCall = Callable[[CallTiming], object]
 
 _STREAM_CONCURRENCY = 64
@@ -441,7 +440,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
         return EmbeddingStream(start, self._check_loop)
 
-    async def forward_batch(self, items: Iterable[InputT]) -> NDArray[np.float32]:
+    async def forward_batch(self, items: Iterable[InputT]) -> Embeddings:
         """Embed several items.
 
         Args:
@@ -839,9 +838,7 @@ _NOTHING_DONE: dict[str, Any] = {
 }
 
 
-async def _run_jobs(
-    model: LoadedModel, program: Program, jobs: Sequence[_Job]
-) -> list[NDArray[np.float32]]:
+async def _run_jobs(model: LoadedModel, program: Program, jobs: Sequence[_Job]) -> list[Embedding]:
     """Run a model on a batch, and note in each item's stopwatch how long it took."""
     began = time.perf_counter()
     embeddings = await model.run(program, [job.inputs for job in jobs])

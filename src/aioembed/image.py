@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import InvalidConfig
 from .handle import EmbeddingHandle, Inputs, OnCall, Session
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
 from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing, resolve_model
 from .options import LoadOptions, Queueing, Threads, check_kind
+from .similarity import Embedding
 from .statistics import Stopwatch
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         *,
         format: ChannelOrder = "RGB",  # noqa: A002
         timeout: float | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Embedding:
         """Embed one image.
 
         Args:

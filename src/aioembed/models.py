@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -36,6 +36,7 @@ __all__ = [
     "RNE_PREPROCESSING",
     "RNE_PREPROCESSING_0_10_6",
     "EmbeddingSpace",
+    "Frozen",
     "Modality",
     "ModelSource",
     "ModelSpec",
@@ -59,21 +60,30 @@ _Triple = tuple[float, float, float]
 _Level = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A value whose fields are checked when it is made.
+
+    Raises:
+        InvalidConfig: A field is unknown, missing, of another type or out of its range.
+    """
+
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **fields: object) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as exc:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, error['loc'])) or 'together'}: {error['msg']}"
-                for error in exc.errors(include_url=False)
-            )
-            raise InvalidConfig(f"{type(self).__name__} cannot be made: {wrong}") from exc
+    if not TYPE_CHECKING:  # type checkers read the fields
+
+        def __init__(self, **fields: object) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as exc:
+                wrong = "; ".join(
+                    f"{'.'.join(map(str, error['loc'])) or 'together'}: "
+                    + error["msg"].removeprefix("Value error, ")
+                    for error in exc.errors(include_url=False)
+                )
+                raise InvalidConfig(f"{type(self).__name__} cannot be made: {wrong}") from exc
 
 
-class Preprocessing(_Frozen):
+class Preprocessing(Frozen):
     """How an 8-bit RGB image becomes the program's input; it decides the vector.
 
     Attributes:
@@ -201,7 +211,7 @@ CLIP_PREPROCESSING = Preprocessing(
 into the programs exported here)."""
 
 
-class EmbeddingSpace(_Frozen):
+class EmbeddingSpace(Frozen):
     """The space vectors live in: they compare only within one.
 
     Attributes:
@@ -245,7 +255,7 @@ class EmbeddingSpace(_Frozen):
         return cls(base=digest, precision=precision)
 
 
-class Tokenization(_Frozen):
+class Tokenization(Frozen):
     """How a text becomes a program's token ids where a `tokenizer.json` alone does not say it.
 
     Attributes:
@@ -258,7 +268,7 @@ class Tokenization(_Frozen):
     pad_id: NonNegativeInt
 
 
-class ProgramMetadata(_Frozen):
+class ProgramMetadata(Frozen):
     """What a program exported here says of itself.
 
     It lies inside the program as JSON, in the constant method `aioembed_metadata`.
@@ -308,7 +318,7 @@ class ProgramMetadata(_Frozen):
         )
 
 
-class Sidecar(_Frozen):
+class Sidecar(Frozen):
     """What a file `NAME.json` beside `NAME.pte` says of a program that carries no metadata.
 
     Attributes:
@@ -320,7 +330,7 @@ class Sidecar(_Frozen):
     preprocessing: Preprocessing
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(Frozen):
     """A model that can be named.
 
     Attributes:

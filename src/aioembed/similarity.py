@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidConfig, WrongDimensions
 
-__all__ = ["VectorType", "cosine_similarity", "dot_product", "quantize"]
+__all__ = ["Embedding", "Embeddings", "VectorType", "cosine_similarity", "dot_product", "quantize"]
 
 VectorType = Literal["int8", "uint8", "binary", "ubinary"]
 """A compact form of a vector of length 1; see `quantize`."""
 
+Embedding = np.ndarray[tuple[int], np.dtype[np.float32]]
+"""float32 `(embedding_dim,)`."""
+
+Embeddings = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""float32 `(n, embedding_dim)`."""
+
 _Floats = NDArray[np.float32] | NDArray[np.float64]
+_Vector = np.ndarray[tuple[int], np.dtype[Any]] | Sequence[float]
+_Matrix = np.ndarray[tuple[int, int], np.dtype[Any]] | Sequence[Embedding]
 
 
 def _operands(a: ArrayLike, b: ArrayLike) -> tuple[_Floats, _Floats]:
@@ -34,6 +43,14 @@ def _operands(a: ArrayLike, b: ArrayLike) -> tuple[_Floats, _Floats]:
     return left.astype(dtype, copy=False), right.astype(dtype, copy=False)
 
 
+@overload
+def dot_product(a: _Vector, b: _Vector) -> float: ...
+@overload
+def dot_product(a: _Matrix, b: _Vector | _Matrix) -> _Floats: ...
+@overload
+def dot_product(a: _Vector, b: _Matrix) -> _Floats: ...
+@overload
+def dot_product(a: ArrayLike, b: ArrayLike) -> _Floats | float: ...
 def dot_product(a: ArrayLike, b: ArrayLike) -> _Floats | float:
     """Return the dot products of the rows of `a` and `b`.
 
@@ -53,6 +70,14 @@ def dot_product(a: ArrayLike, b: ArrayLike) -> _Floats | float:
     return float(products) if products.ndim == 0 else products
 
 
+@overload
+def cosine_similarity(a: _Vector, b: _Vector) -> float: ...
+@overload
+def cosine_similarity(a: _Matrix, b: _Vector | _Matrix) -> _Floats: ...
+@overload
+def cosine_similarity(a: _Vector, b: _Matrix) -> _Floats: ...
+@overload
+def cosine_similarity(a: ArrayLike, b: ArrayLike) -> _Floats | float: ...
 def cosine_similarity(a: ArrayLike, b: ArrayLike) -> _Floats | float:
     """Return the cosines of the angles between the rows of `a` and `b`, from -1 to 1.
 

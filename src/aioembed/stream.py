@@ -20,13 +20,12 @@ from types import TracebackType, UnionType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
-import numpy as np
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
-from numpy.typing import NDArray
 
 from ._tasks import Task, call_soon_on, current_loop, spawn
 from .errors import AioembedError, InternalError, InvalidConfig, InvalidUserInput, ModelClosed
+from .similarity import Embedding
 
 __all__ = [
     "EmbeddingStream",
@@ -41,7 +40,6 @@ __all__ = [
 KeyT = TypeVar("KeyT")
 Key_co = TypeVar("Key_co", covariant=True)
 ItemT = TypeVar("ItemT")
-Embedding = NDArray[np.float32]
 Items = Iterable[ItemT] | AsyncIterable[ItemT]
 """A plain iterable is advanced on the event loop, so it must not block."""
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ._tasks import run_in_thread
 from ._text_inputs import TextInputs
 from .errors import InvalidConfig, shorten
@@ -22,6 +19,7 @@ from .models import (
     resolve_model,
 )
 from .options import LoadOptions, Queueing, Threads
+from .similarity import Embedding
 from .statistics import Stopwatch
 from .tokenize import Tokens, Truncate, report_truncation
 
@@ -119,7 +117,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
 
     async def forward(
         self, text: str, *, truncate: Truncate | None = None, timeout: float | None = None
-    ) -> NDArray[np.float32]:
+    ) -> Embedding:
         """Embed one text.
 
         Args:

@@ -24,6 +24,7 @@ from aioembed import (
     ModelSpec,
     ModelState,
     Ok,
+    Preprocessing,
     Queueing,
     SourcePolicy,
     Statistics,
@@ -33,13 +34,16 @@ from aioembed import (
     ZeroShotClassifier,
     classify,
     cosine_similarity,
+    dot_product,
     load_image,
     use_image_embeddings,
     use_text_embeddings,
 )
 from aioembed.errors import AioembedError, BatchItemFailed, ForwardTimeout, InvalidConfig
 
-Vector = NDArray[np.float32]
+Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 async def handles_keep_their_type(path: Path) -> None:
@@ -61,7 +65,7 @@ async def images_of_every_kind_become_vectors(
     assert_type(await model.forward(place), Vector)
     assert_type(await model.forward(b"bytes", timeout=1.5), Vector)
     assert_type(await model.embed(picture), Vector)
-    assert_type(await model.forward_batch([array, "cat.jpg", picture]), Vector)
+    assert_type(await model.forward_batch([array, "cat.jpg", picture]), Matrix)
     await model.forward(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -110,21 +114,41 @@ async def options_take_what_they_say() -> None:
     Threads(decode=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
-async def functions_return_values(
-    model: ImageEmbeddings, text: TextEmbeddings, vectors: Vector
-) -> None:
+async def functions_return_values(model: ImageEmbeddings, text: TextEmbeddings) -> None:
     policy = SourcePolicy.untrusted()
     assert_type(MODELS["efficientnet-lite0"], ModelSpec)
     assert_type(await load_image("cat.jpg", policy=policy), NDArray[np.uint8])
     assert_type(model.space, EmbeddingSpace)
-    assert_type(
-        cosine_similarity(vectors, vectors), NDArray[np.float32] | NDArray[np.float64] | float
-    )
     classifier = ZeroShotClassifier(["cat"], image_model=model, text_model=text)
     assert_type(await classifier.classify("cat.jpg"), Classification)
     found = await classify("cat.jpg", ["cat", "dog"], image_model=model, text_model=text)
     assert_type(found.best, LabelScore)
     assert_type(found.ranked(), list[LabelScore])
+
+
+def similarities_have_the_shape_of_their_operands(
+    vector: Vector, matrix: Matrix, array: NDArray[np.float64]
+) -> None:
+    assert_type(cosine_similarity(vector, vector), float)
+    assert_type(cosine_similarity([0.6, 0.8], vector), float)
+    assert_type(cosine_similarity(matrix, vector), Floats)
+    assert_type(cosine_similarity(vector, matrix), Floats)
+    assert_type(dot_product([vector, vector], matrix), Floats)
+    assert_type(dot_product([[1, 2]], [1, 2]), Floats | float)
+    either: Floats | float = cosine_similarity(array, array)
+    del either
+
+
+def values_are_typed_where_they_are_made() -> None:
+    policy = SourcePolicy(schemes=frozenset(("https",)), max_bytes=1, max_pixels=1, max_dimension=1)
+    assert_type(policy.allow(timeout=3), SourcePolicy)
+    SourcePolicy(scheme="https")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Preprocessing(height=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ModelSpec(
+        name="x",
+        source="x.pte",
+        modality="sound",  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    )
 
 
 def errors_say_more(error: BatchItemFailed | ForwardTimeout | InvalidConfig) -> None:

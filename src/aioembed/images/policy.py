@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ..errors import InvalidConfig
+from ..models import Frozen
 
 __all__ = ["IMAGE_FORMATS", "ImageFormat", "Scheme", "SourcePolicy"]
 
@@ -31,7 +23,7 @@ IMAGE_FORMATS: frozenset[ImageFormat] = _WEB_FORMATS | frozenset(get_args(_Other
 _MEBI = 1024 * 1024
 
 
-class SourcePolicy(BaseModel):
+class SourcePolicy(Frozen):
     """What image sources are accepted, and the limits on each of them.
 
     Start from `trusted()` or `untrusted()` and adjust with `allow()`. Byte, pixel, memory and
@@ -64,8 +56,6 @@ class SourcePolicy(BaseModel):
             what there is, the missing part grey or black as in most viewers.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
     schemes: frozenset[Scheme]
     allow_hosts: frozenset[str] | None = None
     deny_hosts: frozenset[str] = frozenset()
@@ -82,16 +72,6 @@ class SourcePolicy(BaseModel):
     timeout: PositiveFloat = 30.0
     formats: frozenset[ImageFormat] = IMAGE_FORMATS
     truncated: Literal["error", "allow"] = "error"
-
-    def __init__(self, **fields: object) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as exc:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, error['loc']))}: {error['msg']}".removeprefix(": ")
-                for error in exc.errors(include_url=False)
-            )
-            raise InvalidConfig(f"SourcePolicy cannot be made: {wrong}") from exc
 
     @model_validator(mode="after")
     def _proxies_are_unchecked(self) -> Self:
