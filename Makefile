@@ -36,7 +36,7 @@ wheel: $(WHEELS)/.built
 clean:
 	rm -rf $(BUILD) $(VENV) build
 
-# The build requirements stay in an environment of their own, so that a second build takes seconds.
+# The build requirements stay in their own environment, so that a second build takes seconds.
 # Of executorch it needs the C++ SDK, not the 580 MB of packages which that depends on.
 $(BUILD)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,7 +2,7 @@
 
     python benchmarks/chaos_download.py [--downloads 300] [--kills 20] [--seed 1]
 
-Each download is of a file of 5 MB of its own. The server cuts connections, goes silent, lies about
+Each download is of a different file of 5 MB. The server cuts connections, goes silent, lies about
 ranges, flips bytes, answers 503 and changes ETags. A third of the downloads know the published
 hash, a third get it from the server's `X-Linked-Etag`, a third know nothing and meet a server
 whose file changes between two versions (no flipped bytes there: nothing could tell them).

@@ -2,7 +2,7 @@
 
     python benchmarks/download.py [--megabytes 350] [--rounds 5]
 
-nginx serves with a certificate made for the run. Each download is a process of its own, and the
+nginx serves with a certificate made for the run. Each download runs in its own process, and the
 peers take turns, so that a busy machine disturbs all alike. aioembed hashes the file and waits
 until the disk has it; huggingface_hub and curl do neither. Prints medians, aioembed's throughput
 to each peer's, the longest stall of the event loop (`floor`: the same heartbeat while curl

@@ -4,7 +4,7 @@
 
 A heartbeat asks to be woken every millisecond; a stall is how much later than that it is. The
 same program of CLIP's size runs through this library's runtime and through the stock binding
-(`executorch.runtime`), each in a process of its own, by turns. `floor` is the machine's share in
+(`executorch.runtime`), each in its own process, by turns. `floor` is the machine's share in
 it: the same heartbeat in a process that does nothing else, while other processes keep every CPU
 busy.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/footprint.py aioembed=build/wheels/*.whl fastembed mediapipe [--rounds 7]
 
-Each is installed with all that it pulls in into an environment of its own, by this interpreter's
+Each is installed with all that it pulls in into its own environment, by this interpreter's
 pip; `NAME=REQUIREMENT` gives what to install where that is not the name. Size is that of the files
 in `site-packages` without pip and compiled bytecode. The imports take turns, each in a fresh
 process that had one round before, so that the files are cached; figures are medians. Memory is the

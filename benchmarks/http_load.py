@@ -1,7 +1,7 @@
 """What `server.py` and `server_load.py` ask with: raw bytes on sockets, cheap for the machine.
 
 The load's sender shares the CPUs with the server, so its requests are made once and its answers
-are only counted. `/healthz` is timed by a process of its own, beside a server that does nothing:
+are only counted. `/healthz` is timed by its own process, beside a server that does nothing:
 what that one takes is the machine's floor.
 
     python benchmarks/http_load.py bare
@@ -157,7 +157,7 @@ def _address_said(process: subprocess.Popen[str]) -> str:
 
 
 class Server:
-    """A server in a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process

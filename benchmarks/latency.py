@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py [--family NAME] [--tower image|text] [--rounds 15] [--only NAME...]
 
-Every contender runs in a process of its own, with as many threads as there are CPUs; they take
+Every contender runs in its own process, with as many threads as there are CPUs; they take
 turns, so that what the machine does besides disturbs all alike. Figures are medians over the
 rounds; ratios are to ONNX Runtime fp32. Memory is the process's resident set after the runs, and
 the part of it that is not backed by files. The cosine is that of one input's vector to torch

@@ -181,7 +181,7 @@ async def fastembed_engine(precision: str, stack: AsyncExitStack) -> Call:
 
 
 async def infinity_engine(_precision: str, stack: AsyncExitStack) -> Call:
-    """Infinity's engine on torch; it has random weights of its own, of the same shapes."""
+    """Infinity's engine on torch; it has its own random weights, of the same shapes."""
     import torch
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
     from transformers import CLIPModel

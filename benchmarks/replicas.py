@@ -3,7 +3,7 @@
     python benchmarks/replicas.py [--copies 2] [--seconds 4] [--rounds 3] [--precisions fp32 int8]
 
 Only the native call is measured, on inputs made beforehand: each copy is run by a thread of its
-own, one image or one batch at a time. Every kind runs in a process of its own, by turns; figures
+own, one image or one batch at a time. Every kind runs in its own process, by turns; figures
 are medians of the rounds. CPU time per image tells more
 than the rate where other processes want the CPUs too.
 Making the programs needs the [export] extra.

@@ -4,7 +4,7 @@
 
 The pictures of FOLDER are named by class: what stands before the first `_` of a file's name is its
 class, such as `n02085620_chihuahua.jpg`. Classes are grouped by ImageNet's synset numbers (dogs,
-cats, birds); others stand in the gallery without a group of their own. Prints precision at 1 and 5
+cats, birds); others stand in the gallery without a group. Prints precision at 1 and 5
 for each group among all pictures, what chance would give, and the recall at 1 of near-duplicates
 that are made from the first `--duplicates` pictures.
 """

@@ -3,7 +3,7 @@
     python benchmarks/throughput.py [--callers 1 8 32 128] [--seconds 3] [--rounds 1]
         [--minutes 12] [--precisions fp32 int8] [--inputs array jpeg] [--engines ...]
 
-Every engine runs in a process of its own, by turns. `loop` is a plain blocking loop over this
+Every engine runs in its own process, by turns. `loop` is a plain blocking loop over this
 library's native call with Pillow, which has no callers. `onnx` is a thread pool over one ONNX
 Runtime session (fp32, or quantised dynamically to int8), `fastembed` its image model over the
 same ONNX file, `infinity` its engine on torch, fp32 alone, `stock` the executorch package's own

@@ -5,7 +5,7 @@
 For each program, with and without packed weights: the first load (which packs), a later load, and
 a wake after sleep, from the call to its vector beyond what inference takes. Then processes with
 the same model loaded: anonymous, file-backed and proportional memory of each. Every figure comes
-from a process of its own. Making the programs needs the [export] extra; a path of a `.pte` file
+from its own process. Making the programs needs the [export] extra; a path of a `.pte` file
 is taken too.
 """
 

@@ -1,4 +1,4 @@
-"""Embeddings in a FastAPI application: four lines, then routes and a background job of its own.
+"""Embeddings in a FastAPI application: four lines, then routes and its own background job.
 
 Run it with `granian --interface asgi fastapi_app:app` from this folder, then try
 

@@ -2,7 +2,7 @@
 
     python examples/live_state.py
 
-A hub on loopback stands in for the real one. `Live` draws at a rate of its own, whatever the model
+A hub on loopback stands in for the real one. `Live` draws at its own rate, whatever the model
 does: the callback hands it the latest state, and the event loop never waits for the terminal.
 """
 

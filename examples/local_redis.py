@@ -1,4 +1,4 @@
-"""A Redis of one's own for examples and tests: a free loopback port, a folder of its own."""
+"""A Redis of one's own for examples and tests: a free loopback port, its own folder."""
 
 from __future__ import annotations
 

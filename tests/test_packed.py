@@ -318,7 +318,7 @@ async def test_a_damaged_program_is_not_packed_and_not_tried_again(
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB of its own, with 100 KB free."""
+    """A separate file system of 1 MB, with 100 KB free."""
     mount = tmp_path / "full"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(mount)]

@@ -71,7 +71,7 @@ def draw(*, standalone: bool = True) -> str:
     """Return the SVG.
 
     Args:
-        standalone: As a file of its own, in the colours of the reader's system; otherwise to be
+        standalone: As a separate file, in the colours of the reader's system; otherwise to be
             put into a page, whose colour of text it takes.
     """
     opening = (

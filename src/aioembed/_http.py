@@ -287,7 +287,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """Return the addresses of a host, as text, from the system's resolver.
 
     The system's call cannot be interrupted and may take over a minute for a name whose servers
-    are silent. So it runs in a thread of its own, callers wait 10 seconds at most, and those who
+    are silent. So it runs in its own thread, callers wait 10 seconds at most, and those who
     ask for the same name share one call.
 
     Args:

@@ -88,7 +88,7 @@ async def probe_once(path: Path, folder: Path) -> None:
 
     Raises:
         ModelFileUnreadable: There is no such file, or it cannot be read.
-        InvalidProgram: It is no program, or the runtime refused it.
+        InvalidProgram: It is not a program, or the runtime refused it.
         ProbeFailed: The child crashed, or took too long.
     """
     record = await BlockingCall(partial(_missing_record, path, folder)).run()

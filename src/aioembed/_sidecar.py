@@ -88,7 +88,7 @@ def read_preprocessing(path: Path, forward: MethodInfo) -> Preprocessing:
     try:
         return Sidecar.model_validate(content).preprocessing
     except (ValidationError, InvalidConfig) as exc:
-        raise InvalidConfig(f"{shorten(path)} is no sidecar of aioembed: {exc}") from exc
+        raise InvalidConfig(f"{shorten(path)} is not a sidecar of aioembed: {exc}") from exc
 
 
 def unknown(spec_name: str, forward: MethodInfo, program: Path | None) -> UnknownPreprocessing:

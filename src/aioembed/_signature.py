@@ -63,7 +63,7 @@ class ModelContract:
         """Return a program's output as `(count, embedding_dim)` float32 rows of length 1.
 
         Raises:
-            InvalidModelOutput: Of another size or dtype, or with values that are no numbers.
+            InvalidModelOutput: Of another size or dtype, or with values that are not numbers.
         """
         if output.dtype != np.float32 or output.size != count * self.embedding_dim:
             raise InvalidModelOutput(

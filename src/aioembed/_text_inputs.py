@@ -53,8 +53,8 @@ class TextInputs:
             path: Of its `tokenizer.json`, where one is known.
 
         Raises:
-            InvalidProgram: The program's inputs are no token ids.
-            TokenizerError: There is no tokenizer, or it does not belong to the program.
+            InvalidProgram: The program's inputs are not token ids.
+            TokenizerError: There is not a tokenizer, or it does not belong to the program.
             MissingExtra: `tokenizers` is not installed.
         """
         _check_inputs(contract, spec)

@@ -17,7 +17,7 @@ AioembedError
 │   └── UnknownModel              no model of that name
 ├── ModelError                    the model's file or program is at fault
 │   ├── ModelFileUnreadable       the file cannot be opened
-│   ├── InvalidProgram            the file is no ExecuTorch program, or a damaged one
+│   ├── InvalidProgram            the file is not an ExecuTorch program, or a damaged one
 │   ├── IntegrityError            the bytes are not the ones that were published or recorded
 │   ├── ProbeFailed               a program of unknown origin died in its trial run
 │   │   └── ProbeIncomplete       a trial run took too long, lacked memory or could not start
@@ -26,17 +26,17 @@ AioembedError
 │   │   └── ProgramLost           the runtime dropped a loaded program; it must be loaded again
 │   ├── WrongDimensions           a tensor has another shape or dtype than the program takes
 │   ├── UnexpectedNumInputs       another number of inputs than the program takes
-│   └── InvalidModelOutput        the program returned something that is no embedding
+│   └── InvalidModelOutput        the program returned something that is not an embedding
 ├── InvalidUserInput              what was passed in to be embedded is at fault
 │   ├── FileReadFailed            a file cannot be read
-│   ├── ImageDecodeError          the bytes are no image, or a damaged one
+│   ├── ImageDecodeError          the bytes are not an image, or a damaged one
 │   ├── UnsupportedImageFormat    an image, but of a format that is not on the allow-list
 │   ├── ImageTooLarge             more pixels or bytes than the policy allows
 │   ├── TextTooLong               more tokens than the model reads, or more text than is tokenised
 │   ├── SourceRefused             the source policy refuses this URI
 │   └── ImageFetchFailed          an image's URL could not be fetched
 ├── TokenizerError                the tokenizer cannot be loaded or does not fit the model
-├── IncompatibleSpaces            vectors of two models that share no space were to be compared
+├── IncompatibleSpaces            vectors of two models of different spaces were to be compared
 ├── IndexFileError                an index file cannot be opened, read or written
 │   ├── IndexLocked               another process holds its lock for too long
 │   └── IndexDamaged              it is damaged, or the file of something else
@@ -297,7 +297,7 @@ class ModelFileUnreadable(ModelError):
 
 
 class InvalidProgram(ModelError):
-    """The file is no ExecuTorch program, or a damaged one."""
+    """The file is not an ExecuTorch program, or a damaged one."""
 
     code = 35
 
@@ -355,7 +355,7 @@ class UnexpectedNumInputs(ModelError):
 
 
 class InvalidModelOutput(ModelError):
-    """The program returned something that is no embedding."""
+    """The program returned something that is not an embedding."""
 
     code = 115
 
@@ -369,7 +369,7 @@ class InvalidUserInput(AioembedError):
         remedy: What a caller of the library can do about it.
 
     Attributes:
-        problem: What is wrong, without the remedy, for programs with words of their own for that.
+        problem: What is wrong, without the remedy, for programs with their own words for that.
         rule: The field of `SourcePolicy` that refuses it, `malformed` where none could allow it,
             and None where no policy is concerned.
     """
@@ -389,7 +389,7 @@ class FileReadFailed(InvalidUserInput):
 
 
 class ImageDecodeError(InvalidUserInput):
-    """The bytes are no image, or a damaged one."""
+    """The bytes are not an image, or a damaged one."""
 
 
 class UnsupportedImageFormat(InvalidUserInput):
@@ -419,7 +419,7 @@ class TokenizerError(AioembedError):
 
 
 class IncompatibleSpaces(AioembedError):
-    """Vectors of two models that share no space were to be compared."""
+    """Vectors of two models of different spaces were to be compared."""
 
     code = 112
 

@@ -1,4 +1,4 @@
-"""Where the library keeps files of its own."""
+"""Where the library keeps its files."""
 
 from __future__ import annotations
 

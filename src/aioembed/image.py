@@ -39,7 +39,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         cache_dir: Folder of downloaded models, in place of the platform's.
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
         http_client: Fetches models, and images where the source policy allows private addresses
-            (as `trusted` does), in place of clients of its own; its headers are sent. Under
+            (as `trusted` does), in place of its own clients; its headers are sent. Under
             `untrusted` it fetches models only, which is logged. It is not closed.
         preprocessing: In place of the one the model says: a `Preprocessing`, the name of a preset
             (`rne`, `rne-0.10.6`, `clip`, `imagenet`), or the path of a JSON file.

@@ -448,7 +448,7 @@ def resolve_model(
         sha256: What the file must hash to, in place of what the source says of it.
 
     Raises:
-        UnknownModel: A bare word that is no registered name.
+        UnknownModel: A bare word that is not a registered name.
         InvalidModelSource: Of another type, empty, or of a scheme that cannot be loaded.
         InvalidConfig: `sha256` is malformed.
     """

@@ -63,7 +63,7 @@ def dot_product(a: ArrayLike, b: ArrayLike) -> _Floats | float:
         matrices; float32, or float64 where an operand is.
 
     Raises:
-        WrongDimensions: The dimensions differ, or an operand is no vector or matrix of numbers.
+        WrongDimensions: The dimensions differ, or an operand is not a vector or matrix of numbers.
     """
     left, right = _operands(a, b)
     products = left @ right.T
@@ -89,7 +89,7 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> _Floats | float:
         As `dot_product`. A vector of length 0 has cosine 0 to every other.
 
     Raises:
-        WrongDimensions: The dimensions differ, or an operand is no vector or matrix of numbers.
+        WrongDimensions: The dimensions differ, or an operand is not a vector or matrix of numbers.
     """
     left, right = _operands(a, b)
     products = _unit(left) @ _unit(right).T

@@ -78,7 +78,7 @@ class Statistics:
     Attributes:
         submitted: Calls that were accepted.
         succeeded: Calls that returned an embedding.
-        failed: Calls that raised an error of their own.
+        failed: Calls that raised an error.
         cancelled: Calls that were cancelled from outside.
         timed_out: Calls whose `timeout` passed.
         refused: Calls that `ModelBusy` turned away; they are not among the submitted ones.

@@ -299,7 +299,7 @@ def keyed_items(
     """
     if not is_iterable_of_items(items):
         raise InvalidUserInput(
-            f"a {type(items).__name__} is no iterable of items: pass a list, a generator or an "
+            f"a {type(items).__name__} is not an iterable of items: pass a list, a generator or an "
             "async generator of them"
         )
     return _keyed_items(items, keyed=keyed, skip=skip)

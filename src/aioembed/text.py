@@ -59,7 +59,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
         queueing: Which calls wait, and for how long; by default up to 1024 calls.
         cache_dir: Folder of downloaded models, in place of the platform's.
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
-        http_client: Fetches the model, in place of a client of its own. It is not closed.
+        http_client: Fetches the model, in place of its own client. It is not closed.
         preprocessing: Of the images whose vectors these are compared with, where that image
             handle was given one of its own. It changes the space's name, not the vectors.
         sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose

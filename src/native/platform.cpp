@@ -72,7 +72,7 @@ void emit(
   ring().add({static_cast<char>(level), std::move(text)});
 }
 
-// A failed check inside the runtime means a damaged program, and is no reason to end the process.
+// A failed check inside the runtime means a damaged program, and is not a reason to end the process.
 [[noreturn]] void abort_by_exception() { throw FailedCheck(); }
 
 }  // namespace

@@ -300,7 +300,7 @@ std::vector<TensorInfo> Program::describe_inputs(const MethodMeta& meta, const M
     const std::string doing = "describing input " + std::to_string(i) + " of the method '" +
         std::string(meta.name()) + "'";
     if (unwrap(meta.input_tag(i), doing, log) != Tag::Tensor) {
-      fail(Error::NotSupported, doing + ", which is no tensor", log);
+      fail(Error::NotSupported, doing + ", which is not a tensor", log);
     }
     const auto tensor = unwrap(meta.input_tensor_meta(i), doing, log);
     const EValue& value = method.get_input(i);
@@ -324,7 +324,7 @@ std::vector<TensorInfo> Program::describe_outputs(const MethodMeta& meta, const 
         std::string(meta.name()) + "'";
     const EValue& value = method.get_output(i);
     if (!value.isTensor()) {
-      fail(Error::NotSupported, doing + ", which is no tensor", log);
+      fail(Error::NotSupported, doing + ", which is not a tensor", log);
     }
     const Tensor& tensor = value.toTensor();
     if (!is_supported(tensor.scalar_type()) || !is_row_major(tensor.dim_order())) {
@@ -430,7 +430,7 @@ std::vector<OutputArray> Program::compute(
     std::vector<OutputArray> outputs;
     for (const EValue& value : unwrap(module_->execute(method, values), doing, log)) {
       if (!value.isTensor()) {
-        fail(Error::NotSupported, doing + ": an output is no tensor", log);
+        fail(Error::NotSupported, doing + ": an output is not a tensor", log);
       }
       outputs.push_back(copy_tensor(value.toTensor()));
     }

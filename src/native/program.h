@@ -74,7 +74,7 @@ struct LoadOptions {
   int niceness = 0;            // of the threads that load and run, above the caller's
 };
 
-// Loads, runs and frees the program on a thread of its own. Of `start` and `collect`, one caller at
+// Loads, runs and frees the program on its own thread. Of `start` and `collect`, one caller at
 // a time; the rest may be called from any thread.
 class Program {
  public:

@@ -1,4 +1,4 @@
-"""Images to embed, and the command line in this process and in one of its own."""
+"""Images to embed, and the command line in this process and in a separate one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def invoke() -> Invoke:
 
 @pytest.fixture
 def run_process(tmp_path: Path) -> RunProcess:
-    """Run `python -m aioembed` in a process of its own, in an empty folder."""
+    """Run `python -m aioembed` in its own process, in an empty folder."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
 

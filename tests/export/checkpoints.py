@@ -180,7 +180,7 @@ def save_tiny(folder: Path, name: str = "clip", *, seed: int = 0) -> Path:
 
 
 def save_tokenizer(folder: Path, words: int = 590) -> Path:
-    """Save a tokenizer as SigLIP 2's is: an end behind a text, and padding of its own."""
+    """Save a tokenizer as SigLIP 2's is: an end behind a text, and its own padding."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = {"<pad>": 0, "<eos>": 1, "<unk>": 2}

@@ -178,7 +178,7 @@ async def test_siglips_texts_and_probabilities_are_those_of_transformers(
 def test_the_command_finds_the_family_and_says_what_came_out(
     tiny: Checkpoints, tmp_path: Path
 ) -> None:
-    """In a process of its own, so that what torch writes to stderr would be seen."""
+    """In its own process, so that what torch writes to stderr would be seen."""
     folder = Path(shutil.copytree(tiny("dinov2"), tmp_path / "dinov2"))
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     for index in range(2):

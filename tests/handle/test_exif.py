@@ -2,7 +2,7 @@
 
 The photographs of a scene are not eight turns of one picture: each has its own number, the
 orientation's, drawn in its centre. With that square covered they are, up to JPEG's re-encoding,
-and their vectors have to agree to 0.9999. As they are, the numbers make a difference of their own:
+and their vectors have to agree to 0.9999. As they are, the numbers make a difference:
 0.99988 with CLIP's architecture was seen, and 0.9995 is asked for.
 """
 

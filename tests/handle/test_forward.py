@@ -114,7 +114,7 @@ async def test_strict_mode_refuses_a_second_call_in_the_same_turn() -> None:
 
 @pytest.fixture
 def bad_inputs(tmp_path: Path) -> dict[str, object]:
-    """Everything that is no usable image, by name."""
+    """Everything that is not a usable image, by name."""
     good = tmp_path / "good.png"
     Image.fromarray(numbered(1)).save(good)
     (tmp_path / "empty.jpg").touch()

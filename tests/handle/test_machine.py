@@ -35,7 +35,7 @@ ALWAYS_ALLOWED = (ModelBusy, ModelNotLoaded, CancelledError)
 
 
 class HandleMachine(RuleBasedStateMachine):
-    """One handle on an event loop of its own, driven from the test's thread."""
+    """One handle on its own event loop, driven from the test's thread."""
 
     backend = "asyncio"
 

@@ -1,4 +1,4 @@
-"""What the tests of Ray look at, in a process of its own: Ray's own code warns, and it has threads.
+"""What the tests of Ray look at, in its own process: Ray's own code warns, and it has threads.
 
 It prints one JSON object. What is kept between actors lies in the folder it is given.
 """

@@ -1,4 +1,4 @@
-"""Applications in this process, and a server in one of its own."""
+"""Applications in this process, and a server in a separate one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aioembed serve` in a process of its own."""
+"""`aioembed serve` in its own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Server", "served", "wait_ready"]
 
 @dataclass(frozen=True)
 class Server:
-    """A server in a process of its own.
+    """A server in its own process.
 
     Attributes:
         process: The supervisor.

@@ -44,7 +44,7 @@ def describe(
 ) -> None:
     """Print what a .pte program takes and gives, and what it says of itself.
 
-    A program of unknown origin is first tried in a process of its own.
+    A program of unknown origin is first tried in its own process.
     """
     with guarded(debug):
         spec = resolve_model(model, modality="text" if text else "image")

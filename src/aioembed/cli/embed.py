@@ -107,7 +107,7 @@ def named_images(arguments: Sequence[str]) -> list[NamedImage]:
             raise usage_error("the name of an input is empty")
         elif is_uri(argument):
             images.append(NamedImage(_readable(argument), argument))
-        elif os.path.isdir(argument):  # noqa: PTH112  # a path of NULs is an error of its own
+        elif os.path.isdir(argument):  # noqa: PTH112  # a path of NULs is an error
             found = [one for one in walk(argument) if _is_to_be_read(one)]
             paths = sorted(one.path for one in found if isinstance(one, Visit | Unreadable))
             # One without pictures is an input that fails.

@@ -112,7 +112,7 @@ def _quiet_stderr(debug: bool) -> Iterator[Callable[[str], None]]:
     """
     try:
         descriptor = sys.stderr.fileno()
-    except (OSError, ValueError):  # replaced by something that is no file
+    except (OSError, ValueError):  # replaced by something that is not a file
         debug, descriptor = True, -1
     if debug:
         yield warn

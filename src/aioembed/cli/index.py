@@ -222,7 +222,7 @@ class _Run:
                     for folder in folders:
                         if not _exists(str(folder)) and await opened.keys_below(folder):
                             raise FileReadFailed(
-                                f"there is no folder {str(folder)!r}, and pictures below it are "
+                                f"there is not a folder {str(folder)!r}, and pictures below it are "
                                 f"indexed: if it is gone for good, aioembed index --forget {folder}"
                             )
                         report = await opened.sync(

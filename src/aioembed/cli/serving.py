@@ -1,4 +1,4 @@
-"""A server of its own: granian's processes around the routes, stopping without losing a request."""
+"""A complete server: granian's processes around the routes, stopping without losing a request."""
 
 from __future__ import annotations
 

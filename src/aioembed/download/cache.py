@@ -427,7 +427,7 @@ class Cache:
             It is made when the first file comes.
 
     Raises:
-        CacheUnwritable: There is no folder to use: the user has no home, and the system's
+        CacheUnwritable: There is not a folder to use: the user has no home, and the system's
             temporary folder does not serve either.
     """
 

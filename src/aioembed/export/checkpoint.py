@@ -207,7 +207,9 @@ def locate(weights: str | Path) -> Path:
         return folder
     name = str(weights)
     if isinstance(weights, Path) or folder.exists() or name.startswith((".", "/", "~")):
-        msg = f"{shorten(name)} is no folder; pass a checkpoint's folder or the id of a hub model"
+        msg = (
+            f"{shorten(name)} is not a folder; pass a checkpoint's folder or the id of a hub model"
+        )
         raise CheckpointError(msg)
     try:
         import huggingface_hub
@@ -257,7 +259,7 @@ def _weight_files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as exc:
-            raise CheckpointError(f"{shorten(index)} is no index of safetensors: {exc}") from exc
+            raise CheckpointError(f"{shorten(index)} is not a safetensors index: {exc}") from exc
         return [folder / Path(str(name)).name for name in sorted(names)]
     if (folder / _PICKLED).is_file():
         return [folder / _PICKLED]
@@ -306,7 +308,7 @@ def _check(
             ],
         ),
         (
-            "has values that are no numbers in",
+            "has values that are not numbers in",
             [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())],
         ),
     ]

@@ -47,7 +47,7 @@ def build_tower(
     """Rewrite a tower.
 
     Args:
-        checkpoint: It is read only; the module has tensors of its own.
+        checkpoint: It is read only; the module has its own tensors.
         shape: Of the tower.
         norm: Form of the norms.
         dynamic: Which axis of the program varies.

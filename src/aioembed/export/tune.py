@@ -6,7 +6,7 @@ The runtime quantises a linear's input with one scale per row, and its weights w
 output. A channel that is much larger than the others spends the row's 8 bits on itself. Dividing
 the channel and multiplying its weights leaves the product as it is. Divisors of a norm's output
 go into the norm, those of the attention's values into the rows that make them, and only those
-behind an activation cost a product of their own.
+behind an activation cost a separate product.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def balance(tower: nn.Module, samples: Iterable[tuple[Tensor, ...]]) -> int:
 
 
 def _balance_hidden(norm: Norm, layer: FeedForward, largest: dict[nn.Module, Tensor]) -> bool:
-    """Balance a feed-forward layer, and return whether it took a product of its own."""
+    """Balance a feed-forward layer, and return whether it took a separate product."""
     norm.scale = _divide([cast("nn.Linear", module) for module in layer.inputs], largest)
     if _unevenness(largest[layer.out]) <= _OUTLIER:
         return False

@@ -226,7 +226,7 @@ class PolicyTransport(httpx.AsyncBaseTransport):
     kept for later requests to the same name. Bodies are counted after content decoding. Proxies
     and environment variables play no part, but for the trusted certificates.
 
-    `max_redirects` is the client's to count, since each hop is a request of its own here;
+    `max_redirects` is the client's to count, since each hop is a separate request here;
     `aioembed.images.fetch` does. `timeout` holds for each hop from its start to its last byte.
 
     Args:

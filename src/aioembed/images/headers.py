@@ -87,7 +87,7 @@ _BYTES_OF_TYPE = dict(enumerate((0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0,
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>\s*)([1-8])")
 _UPRIGHT_ALREADY = frozenset(("AVIF", "HEIF"))
-"""Formats with a turn of their own: Pillow's plugins fold it into EXIF, and XMP does not count."""
+"""Formats with their own rotation: Pillow's plugins fold it into EXIF, and XMP does not count."""
 
 _STANDALONE_OR_NONE = rb"\x00\xff\x01\xd0-\xd7"
 _MARKER = re.compile(rb"\xff([^" + _STANDALONE_OR_NONE + rb"])", re.DOTALL)

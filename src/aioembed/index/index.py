@@ -177,7 +177,7 @@ class EmbeddingIndex:
 
         Raises:
             WrongDimensions: Of another shape than the index's vectors.
-            InvalidUserInput: The key is no text, or the vector has zeros or no numbers only.
+            InvalidUserInput: The key is not a text, or the vector has zeros or no numbers only.
             InvalidConfig: A new file, and no space was given.
             IndexFileError: The file cannot be written.
         """
@@ -191,7 +191,7 @@ class EmbeddingIndex:
 
         Raises:
             WrongDimensions: A vector of another shape than the index's.
-            InvalidUserInput: A key is no text, or a vector has zeros or no numbers only.
+            InvalidUserInput: A key is not a text, or a vector has zeros or no numbers only.
             InvalidConfig: A new file, and no space was given.
             IndexFileError: The file cannot be written.
         """

@@ -1,1 +1,1 @@
-"""Bridges to frameworks; each needs an extra of its own."""
+"""Bridges to frameworks; each needs its own extra."""

@@ -32,7 +32,7 @@ Batch = Any  # a pyarrow.Table, a pandas.DataFrame, or a dict of NumPy arrays
 class ImageEmbedder:
     """Embeds batches of images: a class for Ray Data's `map_batches`, or to be called directly.
 
-    The model is loaded by the constructor, in an event loop in a thread of its own, and computes
+    The model is loaded by the constructor, in an event loop in its own thread, and computes
     on as many threads as the actor was given CPUs. A row that cannot be embedded gets its error
     in a column and does not affect the other rows; a model that cannot be loaded raises.
 

@@ -84,7 +84,7 @@ def check_program_file(path: str | os.PathLike[str]) -> None:
     if len(head) < _FLATBUFFER_MINIMUM or head[4:8] != _IDENTIFIER:
         seen = _describe(head)
         raise InvalidProgram(
-            f"{shorten(path)} is no ExecuTorch program: it looks like {seen}; pass a .pte file"
+            f"{shorten(path)} is not an ExecuTorch program: it looks like {seen}; pass a .pte file"
         )
     layout = _extended_header(head)
     if layout and size < layout.least_file_size:

@@ -196,7 +196,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """CPUs per period; None for `max`, -1 and what is no number."""
+    """CPUs per period; None for `max`, -1 and what is not a number."""
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None
     return int(quota) / int(period)

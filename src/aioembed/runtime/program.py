@@ -106,7 +106,7 @@ class MethodInfo:
 class Program:
     """A program that is loaded and can be run; make one with `Program.load`.
 
-    It computes on a thread of its own, one run after the other. There are two ways to ask for one:
+    It computes on its own thread, one run after the other. There are two ways to ask for one:
     `run` waits for the result; `start` does not, and makes `completion_fd` readable when the
     result is there for `collect`. `start` and `collect` are for one owner, which awaits one result
     at a time; `run` may be called from any thread, also meanwhile.
@@ -162,7 +162,7 @@ class Program:
 
         Raises:
             ModelFileUnreadable: The file is missing or cannot be opened.
-            InvalidProgram: The file is no program, or a damaged one.
+            InvalidProgram: The file is not a program, or a damaged one.
             ExecutorchError: The runtime refused the program.
             InvalidConfig: The number of threads cannot be had, or the path of the packed weights
                 is longer than 255 bytes.

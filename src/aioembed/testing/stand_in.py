@@ -210,7 +210,7 @@ def _content(item: object) -> bytes:
     """Return the bytes that decide an item's vector."""
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
-    if isinstance(item, tuple) and item:  # a text with options of its own
+    if isinstance(item, tuple) and item:  # a text with its own options
         return _content(item[0])
     if isinstance(item, str | os.PathLike):
         return os.fsencode(os.fspath(item))

@@ -85,7 +85,7 @@ class Tokenizer:
             lowercase: Lower-case every text first, whatever the file says.
 
         Raises:
-            TokenizerError: The file cannot be read, has another hash, is no tokenizer, or does
+            TokenizerError: The file cannot be read, has another hash, is not a tokenizer, or does
                 not put an end behind a text.
             MissingExtra: `tokenizers` is not installed.
         """
@@ -146,7 +146,7 @@ def _parse(path: Path, data: bytes) -> NativeTokenizer:
         native = tokenizers.Tokenizer.from_buffer(data)
     except Exception as exc:  # the library raises nothing narrower
         raise TokenizerError(
-            f"{shorten(path)} is no tokenizer.json, or of a newer version: {exc}"
+            f"{shorten(path)} is not a tokenizer.json, or of a newer version: {exc}"
         ) from exc
     native.no_truncation()
     native.no_padding()

@@ -255,7 +255,7 @@ def _no_lifespan() -> Problem:
     return Problem(
         503,
         "the models were never started: give the application lifespan=lifespan(models), or enter "
-        "lifespan(models)(app) in a lifespan of its own",
+        "lifespan(models)(app) in its own lifespan",
         code="lifespan_missing",
     )
 

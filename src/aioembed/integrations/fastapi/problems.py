@@ -70,7 +70,7 @@ _MOST_CHARACTERS = 1000
 class Problem(Exception):
     """A request that gets an error for an answer.
 
-    It is no HTTPException, which the application around the router would answer in its own form.
+    It is not an HTTPException, which the surrounding application would answer in its own form.
 
     Args:
         status: Of the answer.

@@ -404,7 +404,7 @@ def _unsupported(image_field: str | None) -> Problem:
 
 
 def _note_shape(value: object, exchange: Exchange) -> None:
-    """Jina's clients send objects as inputs, and read errors in a form of their own."""
+    """Jina's clients send objects as inputs, and read errors in their own form."""
     given = value.get("input") if isinstance(value, dict) else None
     if isinstance(given, list) and any(isinstance(one, dict) for one in given):
         exchange.shape = "jina"

@@ -139,7 +139,7 @@ def _messages(given: object) -> Item:
             parts.extend(content)
         elif content is not None or not isinstance(message, dict):
             raise ValueError("has a message whose content is neither a text nor a list")
-    # An instruction to the model beside an image is no part of what an encoder embeds.
+    # An instruction to the model beside an image is not part of what an encoder embeds.
     return _of_parts(parts)
 
 
