@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 
 pytest.importorskip("typer")
 
@@ -109,6 +110,76 @@ def test_pin_writes_the_hashes_of_what_is_downloaded(
         file.url: {"url": file.url, "sha256": file.sha256, "size_bytes": file.size}
         for file in cached
     }
+
+
+def test_what_pin_wrote_is_required_by_a_download(
+    invoke: Any, cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pins = tmp_path / "pins.json"
+    assert invoke("models", "--pin", pins).exit_code == 0
+    everything = invoke("download", "--pins", pins)
+    assert everything.exit_code == 0
+    assert everything.stdout.split() == [str(file.path) for file in cached]
+    one = invoke("download", cached[0].url, "--pins", pins)
+    assert one.stdout.split() == [str(cached[0].path)]
+
+    pins.write_text(pins.read_text().replace(cached[0].sha256, "0" * 64, 1))
+    assert invoke("download", "--pins", pins).exit_code == 4
+    assert invoke("download", cached[0].url, "--pins", pins).exit_code == 4
+    assert invoke("download", cached[1].url, "--pins", pins).exit_code == 0
+
+
+@pytest.mark.parametrize(("now", "code"), [(b"the same", 0), (b"replaced", 3)])
+def test_pins_bring_the_same_file_to_another_machine_or_none(
+    *,
+    invoke: Any,
+    scripted: Any,
+    serve_file: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    now: bytes,
+    code: int,
+) -> None:
+    pins = tmp_path / "pins.json"
+
+    async def on_two_machines() -> Result:
+        async with scripted(serve_file(body=b"the same"), serve_file(body=now)) as server:
+            monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path / "one"))
+            await to_thread.run_sync(invoke, "download", f"{server.origin}/a.pte")
+            await to_thread.run_sync(invoke, "models", "--pin", pins)
+            monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path / "another"))
+            return await to_thread.run_sync(invoke, "download", "--pins", pins)
+
+    result = anyio.run(on_two_machines)
+    assert result.exit_code == code
+    assert [path.read_bytes() for path in map(Path, result.stdout.split())] == (
+        [] if code else [b"the same"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a MODEL"),
+        (["--pins", "{missing}"], "No such file"),
+        (["--pins", "{broken}"], "is not what `aioembed models --pin` writes"),
+        (["--pins", "{wrong}"], "is not what `aioembed models --pin` writes"),
+        (["https://example.org/m.pte", "--pins", "{empty}"], "no hash of https://example.org"),
+        (["https://example.org/m.pte", "--pins", "{empty}", "--sha256", "0" * 64], "not with"),
+    ],
+)
+def test_pins_that_cannot_be_used_are_wrong_usage(
+    invoke: Any, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "empty").write_text("{}")
+    (tmp_path / "broken").write_text("{")
+    entry = {"url": "https://example.org/m.pte", "sha256": "none", "size_bytes": 1}
+    (tmp_path / "wrong").write_text(json.dumps({"m": entry}))
+    places = {name: tmp_path / name for name in ("missing", "empty", "broken", "wrong")}
+    result = invoke("download", *(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 def test_a_download_of_another_hash_than_the_pinned_one_is_refused(
