@@ -164,9 +164,9 @@ def test_a_folder_without_weights_or_config_is_refused(folder: Path) -> None:
 
 
 def test_what_is_no_folder_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no folder"):
+    with pytest.raises(CheckpointError, match="not a folder"):
         locate(tmp_path / "missing")
-    with pytest.raises(CheckpointError, match="no folder"):
+    with pytest.raises(CheckpointError, match="not a folder"):
         locate("./missing/folder")
 
 
