@@ -383,3 +383,17 @@ async def test_a_model_that_is_closed_elsewhere_is_shown_closed() -> None:
 def test_a_widget_without_a_model_is_refused(model: Any) -> None:
     with pytest.raises(InvalidConfig, match="ModelStatus shows a handle"):
         ModelStatus(model)
+
+
+async def test_the_mixin_leaves_the_default_styles_of_an_app() -> None:
+    class Labelled(ModelMixin, App[None]):
+        def compose(self) -> ComposeResult:
+            yield Label("readable")
+
+    for theme in ("textual-dark", "textual-light"):
+        app = Labelled()
+        async with app.run_test() as pilot:
+            app.theme = theme
+            await pilot.pause()
+            *_, background, foreground = app.query_one(Label).colors
+            assert abs(background.brightness - foreground.brightness) > 0.5

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from textual.dom import DOMNode
 from textual.message import Message
 from textual.reactive import reactive
 
@@ -15,6 +14,11 @@ from aioembed.handle import EmbeddingHandle
 __all__ = ["ModelMixin", "StateChanged"]
 
 Model = EmbeddingHandle[Any]
+
+if TYPE_CHECKING:
+    from textual.dom import DOMNode
+else:  # of two base classes that are nodes, Textual takes the default CSS of the first alone
+    DOMNode = object
 
 
 class StateChanged(Message):
