@@ -3,15 +3,15 @@
     python benchmarks/photo_search_stall.py [--photos 1000] [--rounds 3] [--sizes 80x24 120x40]
         [--kinds indexing typing idle textual floor]
 
-The app of `examples/photo_search` runs in a process and a pseudo-terminal of its own and indexes
-drawn photos; meanwhile keys come through the terminal as fast as a key held down repeats: a search
-is typed, its results are scrolled. What the app draws is read and dropped. A heartbeat asks to be
-woken every millisecond; a stall is how much later than that it is. `typing` is the app with the
-same keys when all is indexed, `idle` without anything to index or to do, `textual` a bare app of
-Textual's own widgets that gets the same keys and nothing else to do, and `floor` the machine's
-share: the heartbeat in a process that does nothing else, while other processes keep every CPU busy.
-`its CPU` is the most CPU time that the loop's thread itself took from one beat to the next: the
-rest of a stall is waiting for a CPU or the GIL.
+`examples/photo_search.py` runs in a pseudo-terminal, in its own process, and indexes drawn photos;
+meanwhile keys come through the terminal as fast as a key held down repeats: a search is typed, its
+results are scrolled. What the app draws is read and dropped. A heartbeat asks to be woken every
+millisecond; a stall is how much later than that it is. `typing` is the app with the same keys when
+all is indexed, `idle` without anything to index or to do, `textual` a bare app of Textual's widgets
+that gets the same keys and nothing else to do, and `floor` the machine's share: the heartbeat in a
+process that does nothing else, while other processes keep every CPU busy. `its CPU` is the most CPU
+time that the loop's thread itself took from one beat to the next: the rest of a stall is waiting
+for a CPU or the GIL.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "photo_search"
+from aioembed import ImageEmbeddings
+from aioembed.index import EmbeddingIndex
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 PERIOD = 0.001
 SHOWN_BYTES = 4000
 LONGEST = 10.0
@@ -45,7 +49,7 @@ IN_EACH_SIZE = {"indexing", "typing"}
 KEY_SECONDS = 1 / 30
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 UP, DOWN, PAGE_UP, PAGE_DOWN = b"\x1b[A", b"\x1b[B", b"\x1b[5~", b"\x1b[6~"
-FOCUS_SEARCH, CLEAR, TAB, ENTER = b"\x06", b"\x15", b"\t", b"\r"
+FOCUS_SEARCH, CLEAR, ENTER = b"\x06", b"\x15", b"\r"
 NONE = b""
 TYPED = (
     FOCUS_SEARCH,
@@ -63,7 +67,7 @@ TYPED = (
     NONE,
     NONE,
 )
-SCROLLED = (TAB, DOWN, DOWN, PAGE_DOWN, PAGE_DOWN, *[DOWN] * 8, *[UP] * 6, PAGE_UP, UP)
+SCROLLED = (DOWN, DOWN, PAGE_DOWN, PAGE_DOWN, *[DOWN] * 8, *[UP] * 6, PAGE_UP, UP)
 
 
 def draw_photos(folder: Path, count: int) -> None:
@@ -93,29 +97,36 @@ async def heartbeat(beats: Beats) -> None:
         beats.work.append((time.thread_time() - cpu) * 1e3)
 
 
-async def use_app(folder: Path, index: Path, *, indexing: bool) -> tuple[Beats, int, float]:
+async def use_app(folder: Path, index_file: Path, *, indexing: bool) -> tuple[Beats, int, float]:
     """Return the stalls, how many photos were indexed, and in how many seconds."""
-    sys.path.insert(0, str(EXAMPLE))
-    from photo_app import PhotoSearch
+    sys.path.insert(0, str(EXAMPLES))
+    from photo_search import PhotoSearch
 
     beats = Beats()
     began = seconds = 0.0
 
+    def is_done() -> bool:
+        return not app.report.is_scanning and app.report.done == app.report.total
+
+    async def until(condition: Callable[[], object]) -> None:
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     async def watch() -> None:
         nonlocal began, seconds
-        while app.syncing is None or not (app.report.embedded if indexing else app.syncing.done()):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: app.report.embedded if indexing else is_done())
         began = time.perf_counter()
         beating = asyncio.create_task(heartbeat(beats))
-        await (asyncio.wait([app.syncing]) if indexing else asyncio.sleep(IDLE_SECONDS))
+        await (until(is_done) if indexing else asyncio.sleep(IDLE_SECONDS))
         beating.cancel()
         seconds = time.perf_counter() - began
         app.exit()
 
-    app = PhotoSearch(folder, index)
-    watching = asyncio.create_task(watch())
-    await app.run_async()
-    await watching
+    async with EmbeddingIndex(index_file) as index:
+        app = PhotoSearch(folder, index, ImageEmbeddings())
+        watching = asyncio.create_task(watch())
+        await app.run_async()
+        await watching
     return beats, app.report.embedded, seconds
 
 
