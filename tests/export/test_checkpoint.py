@@ -51,8 +51,8 @@ def spoil(state: State) -> None:
             lambda state: state.update({"head.weight": torch.ones(3)}),
             "unknown tensors: head.weight",
         ),
-        (resize, "other shapes than its config tells"),
-        (spoil, f"no numbers in {_FC1}"),
+        (resize, "other shapes than its config says"),
+        (spoil, f"NaN or infinite values in {_FC1}"),
     ],
     ids=["missing", "extra", "shape", "nan"],
 )

@@ -300,7 +300,7 @@ def _check(
         ("lacks", missing),
         ("has unknown tensors:", [name for name in tensors if name not in expected]),
         (
-            "has other shapes than its config tells:",
+            "has other shapes than its config says:",
             [
                 f"{name} {tuple(tensors[name].shape)} for {shape}"
                 for name, shape in expected.items()
@@ -308,7 +308,7 @@ def _check(
             ],
         ),
         (
-            "has values that are not numbers in",
+            "has NaN or infinite values in",
             [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())],
         ),
     ]
