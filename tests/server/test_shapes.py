@@ -14,6 +14,7 @@ from aioembed import ImageEmbeddings, TextEmbeddings, quantize
 from aioembed.integrations.fastapi import Handle
 from aioembed.similarity import VectorType
 
+from ..programs import TINY_IMAGE
 from .conftest import FIXTURES, Server, picture, serving
 
 pytest.importorskip("tokenizers")
@@ -133,6 +134,22 @@ async def test_a_model_of_texts_says_so_of_an_image() -> None:
             assert answer.json()["error"]["code"] == "modality_not_supported"
         as_text = {"input": "https://example.org/cat.jpg", "modality": "text"}
         assert (await client.post("/v1/embeddings", json=as_text)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_what_a_model_does_not_embed_gets_the_name_of_the_one_that_does() -> None:
+    pictures, words = ImageEmbeddings(TINY_IMAGE), TextEmbeddings(FIXTURES / "padded_text.pte")
+    async with serving({"pictures": pictures, "words": words}) as client:
+        for model, value, named in (
+            ("pictures", "a photograph of a cat", "name 'words', which embeds texts"),
+            ("pictures", [{"text": "a cat"}], "name 'words', which embeds texts"),
+            ("words", DATA_URI, "name 'pictures', which embeds images"),
+            ("words", [{"image": ENCODED}], "name 'pictures', which embeds images"),
+        ):
+            body = {"input": value, "model": model}
+            answer = await client.post("/v1/embeddings", json=body)
+            assert answer.status_code == 400
+            assert named in answer.json()["error"]["message"]
 
 
 @pytest.mark.anyio

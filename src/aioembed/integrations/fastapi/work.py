@@ -95,10 +95,14 @@ class Work:
         if len(items) > most:
             raise too_many_inputs(len(items), most, param=param)
         towers = _towers(models, model, modality, items)
-        chosen = [_tower(towers, one, modality, param, index) for index, one in enumerate(items)]
+        chosen = [
+            _tower(models, towers, one, modality, f"{param}[{index}]")
+            for index, one in enumerate(items)
+        ]
         for one in dict.fromkeys(chosen):
             models.check_ready(one)
             _check_dimensions(dimensions, one)
+        text_model = _name_of(models, "text")
         tokens = 0
         cutting: dict[str, Any] = {}
         if truncate is not None:
@@ -108,7 +112,7 @@ class Work:
             nonlocal tokens
             item, tower = job
             if tower.modality == "image":
-                return await self._image(tower, item.value)
+                return await self._image(tower, item.value, text_model)
             text = str(item.value)
             vector = await self._counted(tower, _texts(tower).forward(text, **cutting))
             tokens += await _texts(tower).count_tokens(text)
@@ -119,22 +123,28 @@ class Work:
         images = sum(one.modality == "image" for one in chosen)
         return Embedded(vectors, chosen[0].name, tokens, images)
 
-    async def admit(self, image: str | bytes) -> bytes:
+    async def admit(self, image: str | bytes, text_model: str | None = None) -> bytes:
         """Return an image's bytes once the policy has let it pass.
+
+        Args:
+            image: Its bytes, or what names or holds it.
+            text_model: What a client is told to name for a text.
 
         Raises:
             InvalidUserInput: It has not.
         """
-        source = _image_source(image)
+        source = _image_source(image, text_model)
         if isinstance(source, str) and source[:4].lower() == "http":
             with self._server.load.fetch():
                 return await read_encoded(source, policy=self._policy)
         return await read_encoded(source, policy=self._policy)
 
-    async def _image(self, tower: Served, image: str | bytes) -> NDArray[np.float32]:
+    async def _image(
+        self, tower: Served, image: str | bytes, text_model: str | None
+    ) -> NDArray[np.float32]:
         model = _images(tower)
         model_checks = model.source_policy == self._policy and isinstance(image, bytes)
-        source = image if model_checks else await self.admit(image)
+        source = image if model_checks else await self.admit(image, text_model)
         return await self._counted(tower, model.forward(source))
 
     async def _counted(
@@ -239,11 +249,11 @@ def _towers(
 
 
 def _tower(
+    models: Models,
     towers: dict[Modality, Served],
     item: Item,
     modality: Modality | None,
-    param: str,
-    index: int,
+    place: str,
 ) -> Served:
     wanted = item.modality or modality
     looks_like_image = isinstance(item.value, str) and _URL.fullmatch(item.value.strip())
@@ -251,24 +261,33 @@ def _tower(
         wanted = "image" if looks_like_image or "text" not in towers else "text"
     if wanted in towers:
         return towers[wanted]
-    name = next(iter(towers.values())).name
-    place = f"{param}[{index}]"
+    name = shorten(next(iter(towers.values())).name)
+    fitting = _name_of(models, wanted)
+    other = f"name {shorten(fitting)}, which embeds {wanted}s" if fitting else ""
     if wanted == "image" and item.modality is None and modality is None:
         message = (
-            f"{place} is the address of an image, and {name} embeds texts: name a model that "
-            'embeds images, or send "modality": "text" to embed the address itself'
+            f"{place} is the address of an image, and {name} embeds texts: "
+            f"{other or 'name a model that embeds images'}, or send "
+            '"modality": "text" to embed the address itself'
         )
     elif item.modality is None:
-        message = f"{shorten(name)} embeds no {wanted}s"
+        message = f"{name} embeds no {wanted}s" + (f": {other}" if other else "")
         place = "modality"
     else:
         kind = "an image" if wanted == "image" else "a text"
-        other = "texts" if wanted == "image" else "images"
-        message = f"{place} is {kind}, and {shorten(name)} embeds {other}: name another model"
+        embedded = "texts" if wanted == "image" else "images"
+        message = (
+            f"{place} is {kind}, and {name} embeds {embedded}: {other or 'name another model'}"
+        )
     raise Problem(400, message, code="modality_not_supported", param=place)
 
 
-def _image_source(image: str | bytes) -> str | bytes:
+def _name_of(models: Models, modality: Modality) -> str | None:
+    """Return the first model that embeds these, for messages."""
+    return next((one.name for one in models if one.modality == modality), None)
+
+
+def _image_source(image: str | bytes, text_model: str | None) -> str | bytes:
     """Return an image's URI as it is, and base64 decoded.
 
     Raises:
@@ -285,9 +304,10 @@ def _image_source(image: str | bytes) -> str | bytes:
     except ValueError:
         data = b""
     if len(data) < _LEAST_IMAGE:
+        named = f", or name {shorten(text_model)}, which embeds texts" if text_model else ""
         raise InvalidUserInput(
             f"{shorten(text)} is a text, and the model embeds images: send an image's http(s) "
-            "URL, a data URI, base64 or a file"
+            f"URL, a data URI, base64 or a file{named}"
         )
     return data
 
