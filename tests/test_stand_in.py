@@ -158,4 +158,7 @@ async def test_texts_have_a_stand_in_too() -> None:
         vector = await model.forward("a cat")
         np.testing.assert_array_equal(await model.forward("a cat", truncate="error"), vector)
         assert await model.count_tokens("a cat") == 2
+        counts: list[int] = []
+        await model.forward("a cat", on_tokens=counts.append)
+        assert counts == [2]
         assert model.space == model.space

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
 from ._tasks import run_in_thread
@@ -31,11 +32,12 @@ __all__ = ["TextEmbeddings", "use_text_embeddings"]
 _FRAMES_TO_CALLER = 5
 
 
-class _Truncated(NamedTuple):
-    """A text whose call says itself what becomes of its end."""
+class _Text(NamedTuple):
+    """A text with the options of its call."""
 
     text: str
     truncate: Truncate
+    on_tokens: Callable[[int], object] | None
 
 
 class TextEmbeddings(EmbeddingHandle[str]):
@@ -116,7 +118,12 @@ class TextEmbeddings(EmbeddingHandle[str]):
         self._truncate = truncate
 
     async def forward(
-        self, text: str, *, truncate: Truncate | None = None, timeout: float | None = None
+        self,
+        text: str,
+        *,
+        truncate: Truncate | None = None,
+        timeout: float | None = None,
+        on_tokens: Callable[[int], object] | None = None,
     ) -> Embedding:
         """Embed one text.
 
@@ -126,6 +133,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
             truncate: For this call, in place of the handle's own.
             timeout: Seconds that it may take; the caller is released then, whatever the model
                 does. What still waits is never tokenised.
+            on_tokens: Called on the event loop's thread, once the text is tokenised, with the
+                number that `count_tokens` returns. Tokenising happens once.
 
         Returns:
             float32 `(embedding_dim,)`, of length 1.
@@ -144,10 +153,11 @@ class TextEmbeddings(EmbeddingHandle[str]):
             InternalError: Something that nobody foresaw; its cause says what.
             AioembedError: The load that this call waited for failed.
         """
-        if truncate is None:
+        if truncate is None and on_tokens is None:
             return await super().forward(text, timeout=timeout)
+        truncate = self._truncate if truncate is None else truncate
         _check_truncate(truncate)
-        item: Any = _Truncated(text, truncate)
+        item: Any = _Text(text, truncate, on_tokens)
         return await super().forward(item, timeout=timeout)
 
     embed = forward
@@ -174,25 +184,25 @@ class TextEmbeddings(EmbeddingHandle[str]):
         tokens = await run_in_thread(lambda: encoder.encode(text), limiter=session.decoders)
         return min(tokens.count, encoder.limit)
 
-    async def _prepare(
-        self, item: str | _Truncated, session: Session, stopwatch: Stopwatch
-    ) -> Inputs:
+    async def _prepare(self, item: str | _Text, session: Session, stopwatch: Stopwatch) -> Inputs:
         encoder = self._encoder(session)
-        text, truncate = (item, self._truncate) if not isinstance(item, _Truncated) else item
+        call = item if isinstance(item, _Text) else _Text(item, self._truncate, None)
 
         def encode() -> Tokens:
             with stopwatch.measure("preprocess"):
-                return encoder.encode(text)
+                return encoder.encode(call.text)
 
         tokens = await run_in_thread(encode, limiter=session.decoders)
         if tokens.count > encoder.limit:
             report_truncation(
-                text,
+                call.text,
                 count=tokens.count,
                 limit=encoder.limit,
-                truncate=truncate,
+                truncate=call.truncate,
                 stacklevel=_FRAMES_TO_CALLER,
             )
+        if call.on_tokens is not None:
+            call.on_tokens(min(tokens.count, encoder.limit))
         return encoder.tensors(tokens.ids)
 
     def _encoder(self, session: Session) -> TextInputs:

@@ -168,6 +168,18 @@ async def test_a_long_text_is_cut_with_a_warning_at_the_callers_line(source: Any
             assert np.array_equal(await silent.forward(_LONG), vector)
 
 
+async def test_a_call_says_how_many_tokens_the_model_reads(source: Any) -> None:
+    async with TextEmbeddings(source, truncate="silent") as model:
+        for text in ("a cat", _LONG):
+            counts: list[int] = []
+            vector = await model.forward(text, on_tokens=counts.append)
+            assert counts == [await model.count_tokens(text)]
+            assert np.array_equal(vector, await model.forward(text))
+        with pytest.raises(TextTooLong):
+            await model.forward(_LONG, truncate="error", on_tokens=counts.append)
+        assert counts == [77]
+
+
 async def test_a_long_text_can_be_refused(source: Any) -> None:
     async with TextEmbeddings(source, truncate="error") as model:
         with pytest.raises(TextTooLong, match="tokens and the model reads 77: shorten"):

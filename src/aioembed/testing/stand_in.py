@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -19,9 +19,11 @@ from ..image import ImageEmbeddings
 from ..images import ImageInput
 from ..models import EmbeddingSpace, Modality, ModelSpec
 from ..runtime import MethodInfo
+from ..similarity import Embedding
 from ..state import Lifecycle, Status
 from ..statistics import Stopwatch
 from ..text import TextEmbeddings
+from ..tokenize import Truncate
 
 __all__ = ["ImageEmbeddingsStandIn", "TextEmbeddingsStandIn"]
 
@@ -190,6 +192,21 @@ class TextEmbeddingsStandIn(_StandIn[str], TextEmbeddings):  # type: ignore[misc
     def __init__(self, *, embedding_dim: int = 512, max_batch: int = 1, **options: Any) -> None:  # noqa: ANN401
         super().__init__(_spec("text", embedding_dim), **options)
         self._stand_in(embedding_dim, max_batch)
+
+    async def forward(  # noqa: D102  # as the base class
+        self,
+        text: str,
+        *,
+        truncate: Truncate | None = None,
+        timeout: float | None = None,
+        on_tokens: Callable[[int], object] | None = None,
+    ) -> Embedding:
+        vector = await super().forward(text, truncate=truncate, timeout=timeout)
+        if on_tokens is not None:
+            on_tokens(await self.count_tokens(text))
+        return vector
+
+    embed = forward
 
     async def count_tokens(self, text: str) -> int:
         """Return the number of words."""
