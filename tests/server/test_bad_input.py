@@ -44,6 +44,20 @@ CASES: dict[str, tuple[str | bytes, str, int, str]] = {
     "unknown encoding": ('{"input": "a", "encoding_format": "x"}', JSON, 400, "invalid_request"),
     "10,000 inputs": (json.dumps({"input": ["a"] * 10_000}), JSON, 400, "too_many_inputs"),
     "counted first": (json.dumps({"input": [{}] * 300}), JSON, 400, "too_many_inputs"),
+    "messages counted first": (json.dumps({"messages": [{}] * 300}), JSON, 400, "too_many_inputs"),
+    "parts of a message": (
+        json.dumps({"messages": [{"content": [""] * 300}]}),
+        *(JSON, 400, "invalid_request"),
+    ),
+    "parts of messages": (
+        json.dumps({"messages": [{"content": [""] * 200}] * 2}),
+        *(JSON, 400, "invalid_request"),
+    ),
+    "a list in any field": (json.dumps({"x": [1.5] * 300}), JSON, 400, "too_many_inputs"),
+    "a long URL": (
+        json.dumps({"input": "http://a/" + "b" * 9000, "modality": "image"}),
+        *(JSON, 400, "invalid_user_input"),
+    ),
     "unknown model": ('{"input": "a", "model": "gpt"}', JSON, 404, "model_not_found"),
     "text by name": ('{"input": "a", "modality": "text"}', JSON, 400, "modality_not_supported"),
     "dimensions": ('{"input": "a", "dimensions": 8}', JSON, 400, "dimensions_not_supported"),

@@ -13,6 +13,7 @@ import pytest
 from aioembed import ImageEmbeddings, TextEmbeddings, quantize
 from aioembed.integrations.fastapi import Handle
 from aioembed.similarity import VectorType
+from aioembed.tokenize import Tokenizer, Tokens
 
 from ..programs import TINY_IMAGE
 from .conftest import FIXTURES, Server, picture, serving
@@ -169,6 +170,24 @@ async def test_a_request_says_what_becomes_of_texts_that_are_too_long(
 
 
 @pytest.mark.anyio
+async def test_a_text_is_tokenised_once(
+    clip: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenised: list[str] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, *, limit: int) -> Tokens:
+        tokenised.append(text)
+        return encode(self, text, limit=limit)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    body = {"input": ["a cat", "word " * 300], "truncate": "end"}
+    answer = (await clip.post("/v1/embeddings", json=body)).json()
+    assert sorted(tokenised) == body["input"]
+    assert answer["usage"]["total_tokens"] == 4 + 77  # of the long text what the model reads
+
+
+@pytest.mark.anyio
 async def test_jina_reads_errors_in_detail(clip: httpx.AsyncClient) -> None:
     answer = await clip.post("/v1/embeddings", json={"input": [{"image": "a", "text": "b"}]})
     assert answer.status_code == 400
@@ -206,6 +225,8 @@ async def test_cohere_has_its_own_answers_and_errors(clip: httpx.AsyncClient) ->
         {},
         {"model": "nothing", "texts": ["a"]},
         {"texts": ["a"], "output_dimension": 3},
+        {"texts": ["a"], "embedding_types": ["float"] * 17},
+        {"inputs": [{"content": [""] * 300}]},
     ):
         refused = await clip.post("/v2/embed", json=wrong)
         assert refused.status_code in {400, 404}

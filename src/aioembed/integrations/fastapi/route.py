@@ -43,10 +43,10 @@ __all__ = [
 _logger = logging.getLogger("aioembed.server")
 _access = logging.getLogger("aioembed.access")
 
-_LISTS = frozenset(("input", "images", "texts", "labels", "prompts", "inputs"))
-"""Fields that may come several times in a form, and that a schema would look through before it
-counts them."""
+_LISTS = frozenset(("input", "images", "texts", "labels", "prompts"))
+"""Fields that may come several times in a form."""
 _THREAD_BYTES = 1 << 18
+_LOOKED_AT = 16
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 _CLIENT_CLOSED = 499
 _R = TypeVar("_R")
@@ -406,21 +406,20 @@ def _unsupported(image_field: str | None) -> Problem:
 def _note_shape(value: object, exchange: Exchange) -> None:
     """Jina's clients send objects as inputs, and read errors in their own form."""
     given = value.get("input") if isinstance(value, dict) else None
-    if isinstance(given, list) and any(isinstance(one, dict) for one in given):
+    if isinstance(given, list) and any(isinstance(one, dict) for one in given[:_LOOKED_AT]):
         exchange.shape = "jina"
 
 
 def _check_counts(value: object, most: int) -> None:
-    """Count lists before a schema looks at each of their values."""
+    """Count lists before a schema looks at each of their values, on the event loop."""
     if not isinstance(value, dict):
         return
-    for name in _LISTS:
-        given = value.get(name)
+    for name, given in value.items():
         if not isinstance(given, list) or len(given) <= most:
             continue
         if isinstance(given[0], int):
-            continue  # token ids, of which the schema says more
-        raise too_many_inputs(len(given), most, param=name)
+            continue  # token ids, of which the schema looks at the first
+        raise too_many_inputs(len(given), most, param=name[:64])
 
 
 async def _while_connected(

@@ -71,8 +71,8 @@ def _items(given: object) -> list[Item]:
         return [replace(_item(given), is_alone=True)]
     if not isinstance(given, list) or not given:
         raise ValueError(f"must be a text, an image or a list of them, not {_kind(given)}")
-    if all(isinstance(one, int) for one in given):
-        raise ValueError(_TOKENS)
+    if isinstance(given[0], int):
+        raise ValueError(_TOKENS)  # noqa: TRY004  # which pydantic turns into an error of its own
     return [_item(one) for one in given]
 
 
@@ -88,12 +88,15 @@ def _item(one: object) -> Item:
     if isinstance(one, bytes):
         return Item(one, "image")
     if isinstance(one, list):
-        raise ValueError(_TOKENS if _are_numbers(one) else "has a list in its list")  # noqa: TRY004
+        are_tokens = bool(one) and isinstance(one[0], int)
+        raise ValueError(_TOKENS if are_tokens else "has a list in its list")  # noqa: TRY004
     return _of_parts([one])
 
 
 def _of_parts(parts: Sequence[object]) -> Item:
     """Read parts of content, which make one item together: one text or one image."""
+    if len(parts) > _MOST_PARTS:
+        raise ValueError(f"has {len(parts)} parts in one item, and {_MOST_PARTS} is the most")
     found = [item for part in parts for item in _part(part)]
     if {one.modality for one in found} == {"text", "image"}:
         raise ValueError("mixes text and image in one item: embed them one by one")
@@ -106,6 +109,7 @@ def _of_parts(parts: Sequence[object]) -> Item:
     return found[0]
 
 
+_MOST_PARTS = 256
 _PARTS: dict[str, Modality] = {"text": "text", "image": "image", "image_url": "image"}
 
 
@@ -150,10 +154,6 @@ def _cohere_inputs(given: object) -> list[Item] | None:
         raise ValueError(f"must be a list, not {_kind(given)}")  # noqa: TRY004
     contents = [one.get("content") if isinstance(one, dict) else one for one in given]
     return [_of_parts(one if isinstance(one, list) else [one]) for one in contents]
-
-
-def _are_numbers(given: list[object]) -> bool:
-    return bool(given) and all(isinstance(one, int) for one in given)
 
 
 def _kind(given: object) -> str:
@@ -310,7 +310,7 @@ class CohereRequest(_Request):
         BeforeValidator(_cohere_inputs),
         WithJsonSchema({"type": "array", "items": {"type": "object"}}),
     ] = None
-    embedding_types: list[OutputType] | None = None
+    embedding_types: Annotated[list[OutputType], Field(max_length=16)] | None = None
     output_dimension: int | None = Field(default=None, ge=1)
     truncate: _TRUNCATE = None
 

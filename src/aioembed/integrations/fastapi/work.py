@@ -10,14 +10,13 @@ from typing import Any
 
 import anyio
 import numpy as np
-from numpy.typing import NDArray
 
 from aioembed.errors import AioembedError, InvalidModelOutput, InvalidUserInput, shorten
 from aioembed.image import ImageEmbeddings
 from aioembed.images import SourcePolicy, read_encoded
 from aioembed.images import fetch as _fetch  # noqa: F401  # loads httpx now, not on the loop
 from aioembed.models import Modality
-from aioembed.similarity import quantize
+from aioembed.similarity import Embedding, Embeddings, quantize
 from aioembed.text import TextEmbeddings
 
 from .models import Models, Served
@@ -27,11 +26,11 @@ from .schemas import Item, OutputType, Truncation
 
 __all__ = ["Embedded", "Work", "encoded"]
 
-Matrix = NDArray[np.float32]
-
-_URL = re.compile(r"(?:https?://|data:image/)\S+", re.IGNORECASE)
-_URI = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_LEAST_IMAGE = 24
+_WEB = re.compile(r"https?://\S{1,8192}", re.IGNORECASE)
+_DATA = re.compile(r"data:image/", re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]{0,31}:", re.IGNORECASE)
+_LEAST_BASE64 = 32
+_HEAD_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Embedded:
         images: How many of the inputs were images.
     """
 
-    vectors: Matrix
+    vectors: Embeddings
     model: str
     tokens: int
     images: int
@@ -108,15 +107,17 @@ class Work:
         if truncate is not None:
             cutting["truncate"] = "silent" if truncate == "end" else "error"
 
-        async def embed(job: tuple[Item, Served]) -> NDArray[np.float32]:
+        def count(more: int) -> None:
             nonlocal tokens
+            tokens += more
+
+        async def embed(job: tuple[Item, Served]) -> Embedding:
             item, tower = job
             if tower.modality == "image":
                 return await self._image(tower, item.value, text_model)
-            text = str(item.value)
-            vector = await self._counted(tower, _texts(tower).forward(text, **cutting))
-            tokens += await _texts(tower).count_tokens(text)
-            return vector
+            handle = _texts(tower)
+            embedding = handle.forward(str(item.value), on_tokens=count, **cutting)
+            return await self._counted(tower, embedding)
 
         jobs = list(zip(items, chosen, strict=True))
         vectors = await self._each(jobs, embed, param, single=single)
@@ -133,23 +134,21 @@ class Work:
         Raises:
             InvalidUserInput: It has not.
         """
-        source = _image_source(image, text_model)
-        if isinstance(source, str) and source[:4].lower() == "http":
+        return await self._admit(_image_source(image, text_model))
+
+    async def _admit(self, source: str | bytes) -> bytes:
+        if _is_fetched(source):
             with self._server.load.fetch():
                 return await read_encoded(source, policy=self._policy)
         return await read_encoded(source, policy=self._policy)
 
-    async def _image(
-        self, tower: Served, image: str | bytes, text_model: str | None
-    ) -> NDArray[np.float32]:
-        model = _images(tower)
-        model_checks = model.source_policy == self._policy and isinstance(image, bytes)
-        source = image if model_checks else await self.admit(image, text_model)
+    async def _image(self, tower: Served, image: str | bytes, text_model: str | None) -> Embedding:
+        model, source = _images(tower), _image_source(image, text_model)
+        if _is_fetched(source) or model.source_policy != self._policy:
+            source = await self._admit(source)
         return await self._counted(tower, model.forward(source))
 
-    async def _counted(
-        self, tower: Served, embedding: Awaitable[NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
+    async def _counted(self, tower: Served, embedding: Awaitable[Embedding]) -> Embedding:
         outcome = "cancelled"
         try:
             vector = await embedding
@@ -165,12 +164,12 @@ class Work:
     async def _each(
         self,
         jobs: Sequence[tuple[Item, Served]],
-        embed: Callable[[tuple[Item, Served]], Awaitable[NDArray[np.float32]]],
+        embed: Callable[[tuple[Item, Served]], Awaitable[Embedding]],
         param: str,
         *,
         single: bool,
-    ) -> Matrix:
-        vectors: dict[int, NDArray[np.float32]] = {}
+    ) -> Embeddings:
+        vectors: dict[int, Embedding] = {}
         faults: dict[int, AioembedError] = {}
         failure: list[Exception] = []
         todo = iter(enumerate(jobs))
@@ -196,7 +195,9 @@ class Work:
         return np.stack([vectors[index] for index in range(len(jobs))])
 
 
-def encoded(vectors: Matrix, output: OutputType) -> list[list[float]] | list[list[int]] | list[str]:
+def encoded(
+    vectors: Embeddings, output: OutputType
+) -> list[list[float]] | list[list[int]] | list[str]:
     """Return vectors as JSON has them.
 
     Args:
@@ -256,9 +257,8 @@ def _tower(
     place: str,
 ) -> Served:
     wanted = item.modality or modality
-    looks_like_image = isinstance(item.value, str) and _URL.fullmatch(item.value.strip())
     if wanted is None:
-        wanted = "image" if looks_like_image or "text" not in towers else "text"
+        wanted = "image" if _is_address(item.value) or "text" not in towers else "text"
     if wanted in towers:
         return towers[wanted]
     name = shorten(next(iter(towers.values())).name)
@@ -287,8 +287,20 @@ def _name_of(models: Models, modality: Modality) -> str | None:
     return next((one.name for one in models if one.modality == modality), None)
 
 
+def _is_address(value: str | bytes) -> bool:
+    """Return whether a string is the URL or the data URI of an image."""
+    if isinstance(value, bytes):
+        return False
+    text = value.strip()
+    return bool(_DATA.match(text) or _WEB.fullmatch(text))
+
+
+def _is_fetched(source: str | bytes) -> bool:
+    return isinstance(source, str) and source[:4].lower() == "http"
+
+
 def _image_source(image: str | bytes, text_model: str | None) -> str | bytes:
-    """Return an image's URI as it is, and base64 decoded.
+    """Return an image's URI as it is, and base64 as a data URI, to be decoded in a thread.
 
     Raises:
         InvalidUserInput: A text that is neither.
@@ -296,20 +308,18 @@ def _image_source(image: str | bytes, text_model: str | None) -> str | bytes:
     if isinstance(image, bytes):
         return image
     text = image.strip()
+    if _is_fetched(text) and not _WEB.fullmatch(text):
+        raise InvalidUserInput(f"{shorten(text)} is not an http(s) URL of at most 8,192 characters")
     if _URI.match(text) or (text.startswith(("/", "\\", ".")) and "\x00" not in text):
         return text
-    compact = re.sub(r"\s+", "", text).translate(str.maketrans("-_", "+/")).rstrip("=")
-    try:
-        data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
-    except ValueError:
-        data = b""
-    if len(data) < _LEAST_IMAGE:
+    head = text[:_HEAD_CHARACTERS]
+    if len(text) < _LEAST_BASE64 or " " in head or not head.isascii():
         named = f", or name {shorten(text_model)}, which embeds texts" if text_model else ""
         raise InvalidUserInput(
             f"{shorten(text)} is a text, and the model embeds images: send an image's http(s) "
             f"URL, a data URI, base64 or a file{named}"
         )
-    return data
+    return f"data:;base64,{text}"
 
 
 def _check_dimensions(wanted: int | None, served: Served) -> None:
