@@ -41,6 +41,11 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         resolve_model("efficientnet_lite0")
 
 
+def test_a_model_of_an_earlier_version_is_named_with_what_replaces_it() -> None:
+    with pytest.raises(UnknownModel, match=r"removed in 0\.2\.0; use efficientnet-lite0"):
+        resolve_model("gist-512")
+
+
 @pytest.mark.parametrize("source", ["ftp://host/model.pte", "s3://bucket/model.pte"])
 def test_another_scheme_is_refused(source: str) -> None:
     with pytest.raises(InvalidModelSource, match="https:"):

@@ -101,4 +101,4 @@ __all__ = [
     "use_text_embeddings",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -534,4 +534,6 @@ def _looks_like_path(text: str) -> bool:
 def _unknown(name: str) -> UnknownModel:
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(MODELS)}"
+    if name.lower() == "gist-512":
+        hint = "it was removed in 0.2.0; use efficientnet-lite0, and embed your pictures again"
     return UnknownModel(f"no model is named {shorten(name)}: {hint} (a path needs a / or .pte)")
