@@ -35,21 +35,21 @@ needs_linux = pytest.mark.skipif(
 @needs_linux
 def test_what_computes_is_nicer_than_its_caller(programs: Path, run_code: Run) -> None:
     code = """
-program = Program.load(sys.argv[1], niceness=4)
+program = Program.load(sys.argv[1])
 program.run(np.ones((1, 8), np.float32))
 print(levels(), os.getpriority(os.PRIO_PROCESS, 0) - own)
 program.close()
 print(levels())
 """
     printed = run_code(_THREADS + code, programs / "linear_xnnpack.pte").stdout.splitlines()
-    assert printed == ["[4, 4, 4] 0", "[4, 4]"]  # the program's thread and the pool's
+    assert printed == ["[1, 1, 1] 0", "[1, 1]"]  # the program's thread and the pool's
 
 
 @needs_linux
-def test_the_lowest_priority_is_the_most_that_is_asked_for(programs: Path, run_code: Run) -> None:
+def test_the_lowest_priority_cannot_be_lowered(programs: Path, run_code: Run) -> None:
     code = """
-os.setpriority(os.PRIO_PROCESS, 0, max(own, 17))
-program = Program.load(sys.argv[1], threads=1, niceness=4)
+os.setpriority(os.PRIO_PROCESS, 0, max(own, 19))
+program = Program.load(sys.argv[1], threads=1)
 program.run(np.ones((1, 8), np.float32))
 print([level + own for level in levels()])
 """
@@ -62,7 +62,7 @@ def test_a_program_with_a_thread_of_its_own_computes_the_same(programs: Path) ->
     path = programs / "linear_xnnpack.pte"
     (expected,) = Program.load(path, threads=1).run(batch)
     for threads in (1, None):
-        program = Program.load(path, threads=threads, niceness=1)
+        program = Program.load(path, threads=threads)
         np.testing.assert_array_equal(program.run(batch)[0], expected)
 
 
@@ -74,8 +74,8 @@ def test_errors_cross_from_the_programs_thread_to_the_caller(
     content[8:200] = bytes(192)
     damaged.write_bytes(content)
     with pytest.raises(InvalidProgram):
-        Program.load(damaged, niceness=1)
-    program = Program.load(programs / "lookup.pte", niceness=1)
+        Program.load(damaged)
+    program = Program.load(programs / "lookup.pte")
     with pytest.raises(ExecutorchError):
         program.run(np.full((1, 4), 1000, np.int64))
     program.close()
@@ -93,13 +93,13 @@ import numpy as np
 from aioembed.runtime import Program
 
 ones = np.ones((1, 8), np.float32)
-program = Program.load(sys.argv[1], niceness=1)
+program = Program.load(sys.argv[1])
 expected = program.run(ones)[0]
 child = os.fork()
 if child == 0:
     program.close()
     del program
-    same = (Program.load(sys.argv[1], niceness=1).run(ones)[0] == expected).all()
+    same = (Program.load(sys.argv[1]).run(ones)[0] == expected).all()
     os._exit(0 if same else 2)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert (program.run(ones)[0] == expected).all()

@@ -12,7 +12,18 @@ from ..errors import InvalidConfig
 from ._extension import load_failure
 from ._extension import native as _native
 
-__all__ = ["available_cpus", "set_thread_count", "thread_count", "use_pool", "wants_single_thread"]
+__all__ = [
+    "NICENESS",
+    "available_cpus",
+    "set_thread_count",
+    "thread_count",
+    "use_pool",
+    "wants_single_thread",
+]
+
+# Above that of who loads a program: more costs throughput where others compute too; at 0 the event
+# loop has to wait. Elsewhere it is that of the process.
+NICENESS = 1 if sys.platform == "linux" else 0
 
 _MOST_THREADS = 256
 
@@ -59,12 +70,12 @@ class _Pool:
         with self._lock:
             return self._count()
 
-    def use(self, niceness: int) -> None:
+    def use(self) -> None:
         with self._lock:
             if self._in_use:
                 return
             wanted = self._wanted()
-            if not _native.resize_pool(wanted, niceness=niceness):
+            if not _native.resize_pool(wanted, niceness=NICENESS):
                 raise InvalidConfig(
                     f"no pool of {wanted} threads can be made: set a lower count, and see that "
                     "/proc/cpuinfo can be read; `aioembed doctor` tells more"
@@ -136,16 +147,13 @@ def wants_single_thread(threads: int | None) -> bool:
     )
 
 
-def use_pool(niceness: int = 0) -> None:
+def use_pool() -> None:
     """Start the pool, once; from now on its size and its threads' priority are fixed.
-
-    Args:
-        niceness: Of its threads, above that of the calling one.
 
     Raises:
         InvalidConfig: No pool of that size can be made.
     """
-    _pool.use(niceness)
+    _pool.use()
 
 
 def _scheduled_cpus() -> int:

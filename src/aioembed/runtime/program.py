@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from ._extension import load_failure
 from ._extension import native as _native
 from ._file import check_program_file
 from ._log import forward_log
-from ._threads import use_pool, wants_single_thread
+from ._threads import NICENESS, use_pool, wants_single_thread
 
 __all__ = ["EXECUTORCH_VERSION", "Constant", "MethodInfo", "Program", "TensorInfo", "backends"]
 
@@ -44,7 +43,6 @@ not tell them apart."""
 EXECUTORCH_VERSION: str = "none" if load_failure() else _native.EXECUTORCH_VERSION
 """Version of the ExecuTorch libraries that were built in; `none` where they cannot be loaded."""
 
-_NICENESS = 1  # more costs throughput where others compute too; at 0 the event loop has to wait
 _LONGEST_PACKED = 255
 _SHOWN_LINES = 3
 _LOST = "load the program again; if this is repeated, its file is damaged"
@@ -143,7 +141,6 @@ class Program:
         *,
         threads: int | None = None,
         packed_weights: str | os.PathLike[str] | None = None,
-        niceness: int = _NICENESS,
     ) -> Self:
         """Map a program's file, verify it and load all its methods. Blocks: use a worker thread.
 
@@ -156,9 +153,6 @@ class Program:
                 absent they are written into it, otherwise it is mapped in place of memory. XNNPACK
                 notices no damage in it. No other program of the process may use this path at the
                 same time, or the two run one at a time.
-            niceness: By how much the priority of what computes is below that of the calling
-                thread, on Linux. The pool keeps the priority that the first program on it asked
-                for.
 
         Raises:
             ModelFileUnreadable: The file is missing or cannot be opened.
@@ -173,14 +167,14 @@ class Program:
             raise InvalidConfig(f"{shorten(packed_weights)}: at most 255 bytes can be the path")
         check_program_file(path)
         if not single_thread:
-            use_pool(niceness)
+            use_pool()
         location = Path(path)
         with _translated(location):
             native = _native.Program(
                 os.fsencode(location),
                 single_thread=single_thread,
                 packed_weights=packed,
-                niceness=niceness if sys.platform == "linux" else 0,
+                niceness=NICENESS,
             )
         return cls(location, native)
 
