@@ -28,7 +28,7 @@ import anyio.lowlevel
 
 from aioembed.download import Cache, Fetcher, FetchLimits, Resource, Timing
 from aioembed.errors import AioembedError
-from aioembed.testing import LoopbackServer, Reply, Request, file_reply
+from aioembed.testing._loopback import LoopbackServer, Reply, Request, file_reply
 
 SIZE = 5_000_000
 LIMITS = FetchLimits(connect=2.0, stall=0.5, retries=5)

@@ -17,7 +17,7 @@ import pytest
 import aioembed
 from aioembed import ImageEmbeddings, _http
 from aioembed.errors import InvalidConfig, InvalidModelSource
-from aioembed.testing import LoopbackServer, Reply
+from aioembed.testing._loopback import LoopbackServer, Reply
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from aioembed.download import Cache, Fetcher, FetchLimits, Resource, Timing
-from aioembed.testing import LoopbackServer, Reply, Request, file_reply
+from aioembed.testing._loopback import LoopbackServer, Reply, Request, file_reply
 
 
 def partial_bytes(entry: Path) -> int:

@@ -16,7 +16,7 @@ from aioembed.errors import (
     InvalidConfig,
     InvalidModelSource,
 )
-from aioembed.testing import Reply
+from aioembed.testing._loopback import Reply
 
 
 @pytest.mark.parametrize(

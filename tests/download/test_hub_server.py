@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from aioembed.download import Cache, Fetcher, Resource
-from aioembed.testing import HubServer, LoopbackServer, Reply, Request
+from aioembed.testing import HubServer
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio
 

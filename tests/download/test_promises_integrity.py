@@ -9,7 +9,8 @@ import pytest
 
 from aioembed.download import Progress, Resource
 from aioembed.errors import IntegrityError
-from aioembed.testing import HubServer, LoopbackServer, Reply, Request
+from aioembed.testing import HubServer
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,8 @@ from aioembed.errors import (
     ResourceNotFound,
     Unauthorized,
 )
-from aioembed.testing import HubServer, LoopbackServer, Reply, Request
+from aioembed.testing import HubServer
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 
 pytestmark = pytest.mark.anyio
 

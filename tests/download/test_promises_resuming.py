@@ -8,7 +8,7 @@ import pytest
 
 from aioembed.download import FetchLimits
 from aioembed.errors import DownloadFailed, DownloadInterrupted
-from aioembed.testing import Reply
+from aioembed.testing._loopback import Reply
 
 pytestmark = pytest.mark.anyio
 

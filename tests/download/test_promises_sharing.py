@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from aioembed.download import Cache, DownloadControl, Fetcher, FetchLimits, Progress
 from aioembed.errors import DownloadFailed, DownloadInProgress, IntegrityError
-from aioembed.testing import Reply
+from aioembed.testing._loopback import Reply
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings
-from aioembed.testing import LoopbackServer, Reply, Request
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 
 from .conftest import run, start
 

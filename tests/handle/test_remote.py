@@ -26,7 +26,7 @@ from aioembed.errors import (
     ResourceNotFound,
 )
 from aioembed.testing import HubServer
-from aioembed.testing.loopback import LoopbackServer, Request, file_reply
+from aioembed.testing._loopback import LoopbackServer, Request, file_reply
 
 from ..programs import TINY_IMAGE_PROGRAM
 

@@ -11,7 +11,7 @@ import pytest
 from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.integrations.fastapi import Handle, ServerLimits
 from aioembed.integrations.fastapi.schemas import EmbeddingsResponse, ModelList
-from aioembed.testing import LoopbackServer, Reply
+from aioembed.testing._loopback import LoopbackServer, Reply
 from aioembed.text import TextEmbeddings
 
 from .conftest import FIXTURES, picture, serving

@@ -19,7 +19,7 @@ from textual.widgets import Footer, Label
 from aioembed import ImageEmbeddings, ModelState, Statistics, Status
 from aioembed.errors import DownloadFailed, InvalidConfig
 from aioembed.integrations.textual import ModelMixin, ModelStatus, StateChanged
-from aioembed.testing import LoopbackServer, Reply, Request
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 
 from ..handle.conftest import Brake
 from ..programs import TINY_IMAGE

@@ -1,15 +1,6 @@
-"""For tests of programs that use aioembed: handles without a model, servers on loopback."""
+"""For tests of programs that use aioembed: handles without a model, a stand-in for the hub."""
 
 from .hub import HubServer
-from .loopback import LoopbackServer, Reply, Request, file_reply
 from .stand_in import ImageEmbeddingsStandIn, TextEmbeddingsStandIn
 
-__all__ = [
-    "HubServer",
-    "ImageEmbeddingsStandIn",
-    "LoopbackServer",
-    "Reply",
-    "Request",
-    "TextEmbeddingsStandIn",
-    "file_reply",
-]
+__all__ = ["HubServer", "ImageEmbeddingsStandIn", "TextEmbeddingsStandIn"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from .loopback import LoopbackServer, Reply, Request, file_reply
+from ._loopback import LoopbackServer, Reply, Request, file_reply
 
 __all__ = ["HubServer"]
 
