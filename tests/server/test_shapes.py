@@ -139,8 +139,11 @@ async def test_a_model_of_texts_says_so_of_an_image() -> None:
 
 @pytest.mark.anyio
 async def test_what_a_model_does_not_embed_gets_the_name_of_the_one_that_does() -> None:
-    pictures, words = ImageEmbeddings(TINY_IMAGE), TextEmbeddings(FIXTURES / "padded_text.pte")
-    async with serving({"pictures": pictures, "words": words}) as client:
+    models: dict[str, Handle] = {
+        "pictures": ImageEmbeddings(TINY_IMAGE),
+        "words": TextEmbeddings(FIXTURES / "padded_text.pte"),
+    }
+    async with serving(models) as client:
         for model, value, named in (
             ("pictures", "a photograph of a cat", "name 'words', which embeds texts"),
             ("pictures", [{"text": "a cat"}], "name 'words', which embeds texts"),

@@ -48,7 +48,10 @@ _LISTS = frozenset(("input", "images", "texts", "labels", "prompts"))
 _THREAD_BYTES = 1 << 18
 _LOOKED_AT = 16
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
+_TOO_SLOW = 408
 _CLIENT_CLOSED = 499
+_DISCARDED_BYTES = 64 << 20
+_DISCARDING_SECONDS = 1.0
 _R = TypeVar("_R")
 
 
@@ -144,6 +147,7 @@ class Exchange:
         id: In the header `X-Request-ID` and in the log.
         reservation: The bytes of its body, where it has one.
         status: Of the answer, once there is one.
+        is_read: Whether its body has been read to the end, or its client went away.
     """
 
     server: Server
@@ -151,6 +155,7 @@ class Exchange:
     id: str
     reservation: Reservation | None = None
     status: int | None = None
+    is_read: bool = False
 
 
 class EmbeddingRoute(APIRoute):
@@ -173,15 +178,16 @@ class EmbeddingRoute(APIRoute):
         exchange = Exchange(self.server, self.shape, _request_id(scope))
         scope["aioembed"] = exchange
         with observed(exchange, scope, self.path):
-            sending = _sending(exchange, send)
+            is_post = scope["method"] == "POST"
+            sending = _sending(exchange, send, receive if is_post else None)
             try:
                 if not self.is_open:
                     self.server.keys.check(scope)
-                if scope["method"] != "POST":
+                if not is_post:
                     await super().handle(scope, receive, sending)
                     return
                 with self.server.load.request(_declared(scope)) as exchange.reservation:
-                    await super().handle(scope, _capped(receive, exchange.reservation), sending)
+                    await super().handle(scope, _capped(receive, exchange), sending)
             except (Problem, HTTPException) as exc:
                 answer = problem_of(exc).response(exchange.shape, exchange.id)
                 await answer(scope, receive, sending)
@@ -280,8 +286,19 @@ def observed(exchange: Exchange, scope: Scope, path: str) -> Iterator[None]:
             )
 
 
-def _sending(exchange: Exchange, send: Send) -> Send:
-    """Return `send`, which adds the request's id and notes the status."""
+def _sending(exchange: Exchange, send: Send, receive: Receive | None) -> Send:
+    """Return `send`, which adds the request's id and notes the status.
+
+    Args:
+        exchange: The request.
+        send: The server's.
+        receive: Of a request with a body. A server that closes a connection with unread bytes
+            resets it, and the client may lose an answer that came early; what still arrives is
+            read before the answer ends.
+    """
+
+    def may_have_unread_bytes() -> bool:
+        return not exchange.is_read and exchange.status != _TOO_SLOW
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -291,9 +308,24 @@ def _sending(exchange: Exchange, send: Send) -> Send:
             if b"cache-control" not in names:
                 added.append((b"cache-control", b"no-store"))
             message = {**message, "headers": [*message["headers"], *added]}
+        elif not message.get("more_body") and receive and may_have_unread_bytes():
+            await send({**message, "more_body": True})
+            await _discard(receive)
+            message = {"type": "http.response.body"}
         await send(message)
 
     return sending
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what still arrives of a body that was refused, for a short while."""
+    left = _DISCARDED_BYTES
+    with anyio.move_on_after(_DISCARDING_SECONDS):
+        while left > 0:
+            message = await receive()
+            if not message.get("more_body"):
+                return
+            left -= len(message["body"])
 
 
 def _request_id(scope: Scope) -> str:
@@ -306,12 +338,14 @@ def _declared(scope: Scope) -> int | None:
     return int(declared) if declared.isdigit() and len(declared) < 19 else None  # noqa: PLR2004
 
 
-def _capped(receive: Receive, reservation: Reservation) -> Receive:
+def _capped(receive: Receive, exchange: Exchange) -> Receive:
     """Return `receive`, refusing a body that is too large."""
 
     async def receive_capped() -> Message:
         message = await receive()
-        reservation.arrived(len(message.get("body", b"")))
+        exchange.is_read = not message.get("more_body")
+        if exchange.reservation is not None:
+            exchange.reservation.arrived(len(message.get("body", b"")))
         return message
 
     return receive_capped
