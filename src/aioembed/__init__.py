@@ -25,6 +25,7 @@ from .models import (
     ProgramMetadata,
 )
 from .options import Queueing, Threads
+from .pool import ModelPool
 from .similarity import (
     VectorType,
     cosine_similarity,
@@ -75,6 +76,7 @@ __all__ = [
     "ImageEmbeddings",
     "ImageInput",
     "LabelScore",
+    "ModelPool",
     "ModelSource",
     "ModelSpec",
     "ModelState",

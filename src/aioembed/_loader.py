@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from ._packed import PackedFile, PackedFolder
+from ._packed import PackedFile, PackedFolder, is_small
 from ._probe import probe, probe_once
 from ._signature import ModelContract, read_contract
 from ._tasks import BlockingCall, to_end
@@ -45,10 +45,12 @@ if TYPE_CHECKING:
         Resource,
     )
 
-__all__ = ["Inputs", "LoadedModel", "Loader", "model_resources"]
+__all__ = ["Admit", "Inputs", "LoadedModel", "Loader", "model_resources"]
 
 Inputs = tuple[NDArray[Any], ...]
 """The tensors of one item, each with a first axis of 1."""
+Admit = Callable[[int], Awaitable[Callable[[], object]]]
+"""Waits until a model may take so many bytes, and returns what gives them back."""
 
 _TOKENIZER = "tokenizer.json"
 _LARGE = 1 << 20
@@ -67,12 +69,14 @@ class LoadedModel:
         contract: What it takes and gives.
         text: Makes the inputs of a text program; None for images.
         packed: The files of packed weights that the copies map, if any.
+        wakes_quickly: Whether loading it again takes milliseconds.
     """
 
     programs: Sequence[Program]
     contract: ModelContract
     text: TextInputs | None = None
     packed: Sequence[PackedFile] = ()
+    wakes_quickly: bool = False
 
     @classmethod
     def load(
@@ -115,8 +119,9 @@ class LoadedModel:
             text = None
             if contract.modality == "text":
                 text = TextInputs.load(programs[0], contract, spec, files.tokenizer)
+            wakes_quickly = len(packed) == len(programs) or is_small(files.model)
             undo.pop_all()
-        return cls(tuple(programs), contract, text, tuple(packed))
+        return cls(tuple(programs), contract, text, tuple(packed), wakes_quickly)
 
     async def run(self, program: Program, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         """Embed the items of a batch on one of the copies; once begun, to its end.
@@ -260,8 +265,11 @@ class Loader:
         self._lifecycle = lifecycle
         self._control: DownloadControl | None = None
 
-    async def load(self) -> LoadedModel:
+    async def load(self, admit: Callable[[int], Awaitable[None]]) -> LoadedModel:
         """Return the loaded model.
+
+        Args:
+            admit: Awaited before the program is loaded, with the bytes that it will take.
 
         Raises:
             ResourceError: The files could not be fetched.
@@ -279,6 +287,12 @@ class Loader:
             if self._spec.sha256 is None:
                 await probe_once(path, cache_folder(self._options.cache_dir))
         packed = await self._packed_weights(files)
+        with ExitStack() as undo:
+            for file in packed:
+                undo.enter_context(file)
+            copies = self._options.threads.replicas - max(0, len(packed) - 1)  # packed ones share
+            await admit(copies * (await anyio.Path(files.model).stat()).st_size)
+            undo.pop_all()
         call = BlockingCall(partial(LoadedModel.load, files, self._spec, self._options, packed))
         try:
             return await call.run()
@@ -291,7 +305,8 @@ class Loader:
         """Return a file of packed weights for each copy, none where there can be none."""
         packed: list[PackedFile] = []
         if self._options.packed_weights:
-            folder = PackedFolder(cache_folder(self._options.cache_dir))
+            cache = cache_folder(self._options.cache_dir)
+            folder = PackedFolder(cache, verify=self._options.verify)
             threads = self._options.threads
             for _ in range(threads.replicas):
                 found = await folder.obtain(
@@ -387,5 +402,10 @@ class Loader:
 
         options = self._options
         cache = Cache(options.cache_dir)
-        fetcher = Fetcher(cache, http_client=options.http_client, offline=options.offline)
+        fetcher = Fetcher(
+            cache,
+            http_client=options.http_client,
+            offline=options.offline,
+            verify=options.verify,
+        )
         return cache, fetcher, DownloadControl()

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,13 +32,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ._child import python_child
 from ._tasks import BlockingCall
 from .errors import AioembedError, shorten
+from .options import Verify
 from .runtime import EXECUTORCH_VERSION, Program
 
-__all__ = ["PackedFile", "PackedFolder", "PackedRecord"]
+__all__ = ["PackedFile", "PackedFolder", "PackedRecord", "is_small"]
 
 _logger = logging.getLogger("aioembed.packed")
-
-Verify = Literal["recorded", "always"]
 
 _FOLDER = ".packed"
 _SECONDS = 600.0
@@ -49,6 +48,11 @@ _SPARE = 64 << 20
 _LONGEST_FOLDER = 200
 _CHILD = f"{__name__}:pack"
 _TYPED_ERROR = 3
+
+
+def is_small(program: Path) -> bool:
+    """Whether a program loads so quickly that packed weights are not worth it. Blocks."""
+    return program.stat().st_size < _SMALL
 
 
 class PackedRecord(BaseModel):
@@ -176,8 +180,7 @@ class PackedFolder:
             at_any_size: Also for a program so small that it is hardly worth it.
         """
         try:
-            small = (await anyio.Path(program).stat()).st_size < _SMALL
-            if small and not at_any_size:
+            if not at_any_size and await BlockingCall(partial(is_small, program)).run():
                 return None
             wanted = await BlockingCall(partial(self._wanted, program, sha256, single_thread)).run()
             found = await BlockingCall(partial(self.open, wanted.key)).run()

@@ -20,7 +20,7 @@ import anyio
 import numpy as np
 
 from ._batcher import Batcher
-from ._loader import Inputs, LoadedModel, Loader
+from ._loader import Admit, Inputs, LoadedModel, Loader
 from ._signature import ModelContract
 from ._tasks import BlockingCall, Loop, Task, current_loop, has_ended, is_stopped, spawn, to_end
 from .errors import (
@@ -60,7 +60,7 @@ from .stream import (
     keyed_items,
 )
 
-__all__ = ["EmbeddingHandle", "Inputs", "LoadedModel", "OnCall", "Session"]
+__all__ = ["Admit", "EmbeddingHandle", "Inputs", "LoadedModel", "OnCall", "Session"]
 
 _logger = logging.getLogger("aioembed.handle")
 
@@ -143,6 +143,11 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._slept: ModelContract | None = None  # the model's, while it sleeps
         self._unused_since = 0.0
         self._idle_watch: Task[None] | None = None
+        self._running_calls = 0  # that need the session to end
+        self._sleep: Task[None] | None = None
+        self._unused: anyio.Event | None = None  # what a sleep waits for
+        self._admit: Admit | None = None
+        self._give_back: Callable[[], object] | None = None  # the memory that was admitted
 
         self._on_call = on_call
         self._recorder = CallRecorder()
@@ -215,7 +220,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 could change that: this is its error.
         """
         wanted = condition if callable(condition) else _status(condition)
-        if wanted is Status.READY and self._slept is not None:
+        if wanted is Status.READY and self._loads_on_call():
             self._open()
             await self._loaded()
         load = self._load
@@ -270,6 +275,56 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         """
         self._open()
         await self._loaded()
+
+    async def sleep(self) -> None:
+        """Unload the model when the calls that run have ended; the next call wakes it.
+
+        Calls that come meanwhile wait, and wake it again. A model that is not loaded stays as it
+        is.
+
+        Raises:
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._check_loop()
+        session = self._session
+        if session is None or self._close is not None:
+            return
+        if self._sleep is None or self._sleep.done:
+            fall_asleep = partial(self._fall_asleep, session)
+            self._sleep = spawn(fall_asleep, name=f"aioembed sleep {self._spec.name}")
+        await self._sleep.wait()
+
+    def load_on_call(self, admit: Admit) -> Callable[[], None]:
+        """Let calls load the model, each load when `admit` lets it: what `ModelPool` is built on.
+
+        The model counts as asleep until it is called. A handle that is closed is opened.
+
+        Args:
+            admit: Awaited before each load, once the model's files are there, with the bytes that
+                the model will take. It returns a function, which is called when that memory has
+                been freed. What it raises is the load's error.
+
+        Returns:
+            A function that ends this for later loads.
+
+        Raises:
+            InvalidConfig: The model is loaded or being loaded, or its loads are admitted already.
+            WrongEventLoop: The handle is open on another event loop.
+        """
+        self._open()
+        if self._admit is not None:
+            raise InvalidConfig(f"{self!r} is in a pool already: a model can be in one")
+        if self._session is not None or (self._load is not None and not self._load.done):
+            raise InvalidConfig(f"{self!r} is loaded already: a pool takes models that are not")
+        self._admit = admit
+        self._lifecycle.update(is_asleep=self._lifecycle.status is Status.IDLE)
+
+        def end() -> None:
+            self._admit = None
+            if self._slept is None and self._lifecycle.status is Status.IDLE:
+                self._lifecycle.update(is_asleep=False)
+
+        return end
 
     def pause_download(self) -> None:
         """Pause the download: the connection is closed, and what arrived is kept.
@@ -561,14 +616,15 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             raise ModelClosed(f"{self!r} is being closed: wait for aclose() to return")
         self._home = current_loop()
         if self._lifecycle.status is Status.CLOSED:
-            self._lifecycle.move(Status.IDLE, **_NOTHING_DONE)
+            is_asleep = self._admit is not None
+            self._lifecycle.move(Status.IDLE, is_asleep=is_asleep, **_NOTHING_DONE)
 
     def _move_home(self) -> None:
         """Go on after the event loop ended with the handle open: what ran there ended with it."""
         self._home = current_loop()
         self._entered = False
-        self._load = self._close = self._idle_watch = None
-        self._load_wanted = 0
+        self._load = self._close = self._idle_watch = self._sleep = self._unused = None
+        self._load_wanted = self._running_calls = 0
         self._streams.clear()
         if self._session is not None:
             self._session = self._make_session(self._session.model)
@@ -582,11 +638,13 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     async def _ready_session(self) -> Session:
         """Return the session, once the load that was asked for has come to it."""
+        if self._sleep is not None and not self._sleep.done:
+            await self._sleep.wait()
         if self._session is not None and self._close is None:
             return self._session
         if self._close is not None or self._lifecycle.status is Status.CLOSED:
             raise ModelClosed(f"{self!r}: await load(), or use `async with`, to open it again")
-        if self._slept is not None:
+        if self._loads_on_call():
             self._open()
             return await self._loaded()
         if self._load is None or self._load.done or self._load.is_cancelled:
@@ -595,6 +653,11 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 raise error.with_traceback(None)
             raise ModelNotLoaded("no load was started: await load(), or use `async with`")
         return await self._loaded()
+
+    def _loads_on_call(self) -> bool:
+        """Whether a call loads the model: one that sleeps, or is in a pool."""
+        can_load = self._lifecycle.status not in {Status.FAILED, Status.CLOSED}
+        return can_load and (self._slept is not None or self._admit is not None)
 
     async def _loaded(self) -> Session:
         """Return the session; start the load, or wait for the one that is under way."""
@@ -607,6 +670,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 await load.wait()
             finally:
                 self._load_wanted -= 1
+                self._tell_unused()
                 if not self._load_wanted and not self._mount_wants_load():
                     load.cancel()
             if isinstance(load.error, AioembedError):
@@ -628,7 +692,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         if lifecycle.status is Status.FAILED:
             lifecycle.move(Status.IDLE, **_NOTHING_DONE)
         try:
-            model = await self._loader.load()
+            model = await self._loader.load(self._admitted)
             self._session = self._make_session(model)
             self._slept = None
             lifecycle.move(Status.READY)
@@ -637,6 +701,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             self._back_to_idle()
             raise
         except Exception as exc:
+            self._memory_is_free()
             error = exc if isinstance(exc, AioembedError) else InternalError.of(exc)
             _logger.log(
                 logging.DEBUG if error is exc else logging.ERROR,
@@ -649,17 +714,34 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             lifecycle.move(Status.FAILED, error=error)
             raise error from error.__cause__
         except BaseException:
+            self._memory_is_free()
             if lifecycle.status is not Status.IDLE:
                 self._back_to_idle()
             raise
 
+    async def _admitted(self, size: int) -> None:
+        """Wait until the model may take so many bytes."""
+        if self._admit is not None:
+            self._give_back = await self._admit(size)
+
+    def _memory_is_free(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+    async def _unload(self, session: Session) -> None:
+        await session.batcher.aclose()
+        await BlockingCall(session.model.close).run()
+        self._memory_is_free()
+
     def _back_to_idle(self) -> None:
         """Leave a load that was cancelled; a model that slept sleeps again."""
-        self._lifecycle.move(Status.IDLE, is_paused=False, is_asleep=self._slept is not None)
+        is_asleep = self._slept is not None or self._admit is not None
+        self._lifecycle.move(Status.IDLE, is_paused=False, is_asleep=is_asleep)
 
     def _watch_for_idleness(self, session: Session) -> None:
         """Put the model to sleep when it was not used for as long as the options say."""
-        timeout = self._options.idle_timeout
+        timeout = self._options.idle_seconds(wakes_quickly=session.model.wakes_quickly)
         if timeout is None or self._session is not session:
             return
         if self._idle_watch is not None:
@@ -676,11 +758,26 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 left = timeout
             if left > 0:
                 await anyio.sleep(left)
-                continue
+            else:
+                await self.sleep()
+
+    async def _fall_asleep(self, session: Session) -> None:
+        while self._session is session and not self._is_unused():
+            self._unused = anyio.Event()
+            await self._unused.wait()
+        if self._session is session:
             self._slept, self._session = session.model.contract, None
             self._lifecycle.move(Status.IDLE, is_asleep=True)
-            await to_end(session.batcher.aclose)
-            await to_end(BlockingCall(session.model.close).run)
+            await to_end(partial(self._unload, session))
+
+    def _is_unused(self) -> bool:
+        """Whether no call runs or is about to; those that come now wait for the sleep."""
+        is_resting = self._lifecycle.status is not Status.GENERATING
+        return is_resting and not (self._running_calls or self._load_wanted)
+
+    def _tell_unused(self) -> None:
+        if self._unused is not None and (self._session is None or self._is_unused()):
+            self._unused.set()
 
     def _make_session(self, model: LoadedModel) -> Session:
         copies, max_batch = len(model.programs), model.contract.max_batch
@@ -706,14 +803,16 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             status = Status.GENERATING if batches else Status.READY
             if status is not self._lifecycle.status:
                 self._lifecycle.move(status)
+                self._tell_unused()
 
     def _on_lost(self, error: Exception) -> None:
         """Give the model up: the runtime dropped its program in the middle of a run."""
         session, self._session = self._session, None
         if session is not None:
-            spawn(BlockingCall(session.model.close).run, name="aioembed free a lost model")
+            spawn(partial(self._unload, session), name="aioembed free a lost model")
             _free_locals(error)
             self._lifecycle.move(Status.FAILED, error=error)
+            self._tell_unused()
 
     # --- the close
 
@@ -722,18 +821,16 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         try:
             for stream in list(self._streams):
                 await stream.close()
-            if self._load is not None:
-                self._load.cancel()
-                await self._load.wait()
-            if self._idle_watch is not None:
-                self._idle_watch.cancel()
-                await self._idle_watch.wait()
+            for task in (self._load, self._idle_watch, self._sleep):
+                if task is not None:
+                    task.cancel()
+                    await task.wait()
             if self._session is not None:
-                await self._session.batcher.aclose()
-                await BlockingCall(self._session.model.close).run()
+                await self._unload(self._session)
             await self._release()
         finally:
             self._session = self._load = self._close = self._idle_watch = self._slept = None
+            self._sleep = None
             self._entered = False
             self._lifecycle.move(Status.CLOSED, queue_depth=0)
         return True
@@ -754,14 +851,27 @@ class EmbeddingHandle(ABC, Generic[InputT]):
     async def _embed(self, item: InputT, stopwatch: Stopwatch) -> Embedding:
         session = await self._ready_session()
         stopwatch.restart()
+        has_to_wait = not session.fetched.value
         async with session.fetched:
-            obtained = await self._obtain(item, stopwatch)
-            await session.prepared.acquire()
+            if has_to_wait:
+                session = await self._ready_session()  # another where the model slept meanwhile
+            self._count_running(1)
+            try:
+                obtained = await self._obtain(item, stopwatch)
+                await session.prepared.acquire()
+            except BaseException:
+                self._count_running(-1)
+                raise
         try:
             inputs = await self._prepare(obtained, session, stopwatch)
             return await session.batcher.submit(_Job(inputs, stopwatch))
         finally:
             session.prepared.release()
+            self._count_running(-1)
+
+    def _count_running(self, change: int) -> None:
+        self._running_calls += change
+        self._tell_unused()
 
     async def _embed_when_admitted(self, item: InputT) -> Embedding:
         """Embed one item as soon as there is room for it."""

@@ -9,7 +9,7 @@ from .errors import InvalidConfig
 from .handle import EmbeddingHandle, Inputs, OnCall, Session
 from .images import ChannelOrder, ImageFetcher, ImageInput, SourcePolicy, in_rgb, prepare
 from .models import EFFICIENTNET_LITE0, Modality, ModelSource, Preprocessing, resolve_model
-from .options import LoadOptions, Queueing, Threads, check_kind
+from .options import IdleTimeout, LoadOptions, Queueing, Threads, Verify, check_kind
 from .similarity import Embedding
 from .statistics import Stopwatch
 
@@ -48,8 +48,11 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         packed_weights: Keep what the runtime computes from the weights in a file of the cache,
             which is made at the first load: later loads take milliseconds, and processes share
             its memory. False computes it at every load. Programs under 16 MB need none.
+        verify: `recorded` hashes cached files (the model's and its packed weights) only if their
+            size or time changed; `always` hashes them at every load and wake.
         idle_timeout: Seconds without a call after which the model is unloaded. Its status is
-            `idle` then, `state.is_asleep` is true, and the next call wakes it. None is never.
+            `idle` then, `state.is_asleep` is true, and the next call wakes it. None is never;
+            `auto` is 300 for a model that wakes in milliseconds, otherwise never.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and the call is not affected.
 
@@ -74,7 +77,8 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
         preprocessing: Preprocessing | str | None = None,
         sha256: str | None = None,
         packed_weights: bool = True,
-        idle_timeout: float | None = None,
+        verify: Verify = "recorded",
+        idle_timeout: IdleTimeout = None,
         on_call: OnCall | None = None,
     ) -> None:
         super().__init__(
@@ -86,6 +90,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
                 http_client=http_client,
                 preprocessing=preprocessing,
                 packed_weights=packed_weights,
+                verify=verify,
                 idle_timeout=idle_timeout,
             ),
             queueing=queueing,

@@ -15,9 +15,22 @@ from .models import Preprocessing
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["LoadOptions", "OnBusy", "Queueing", "Threads", "check_count", "check_kind"]
+__all__ = [
+    "IdleTimeout",
+    "LoadOptions",
+    "OnBusy",
+    "Queueing",
+    "Threads",
+    "Verify",
+    "check_count",
+    "check_kind",
+]
 
 OnBusy = Literal["wait", "raise"]
+Verify = Literal["recorded", "always"]
+IdleTimeout = float | Literal["auto"] | None
+
+_AUTO_IDLE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +131,8 @@ class LoadOptions:
     http_client: httpx.AsyncClient | None = None
     preprocessing: Preprocessing | str | None = None
     packed_weights: bool = True
-    idle_timeout: float | None = None
+    verify: Verify = "recorded"
+    idle_timeout: IdleTimeout = None
 
     def __post_init__(self) -> None:
         check_kind("cache_dir", self.cache_dir, str | os.PathLike | None, "a path or None")
@@ -129,11 +143,24 @@ class LoadOptions:
         imported = sys.modules.get("httpx")  # it costs 16 MB, and who has a client has imported it
         client = NoneType if imported is None else imported.AsyncClient | None
         check_kind("http_client", self.http_client, client, "an httpx.AsyncClient or None")
+        if self.verify not in get_args(Verify):
+            raise InvalidConfig(f"verify is 'recorded' or 'always', not {shorten(self.verify)}")
         idle = self.idle_timeout
-        if idle is not None and not (_is_number(idle) and 0 < idle < math.inf):
+        is_timeout = _is_number(idle) and 0 < idle < math.inf  # type: ignore[operator]
+        if idle is not None and idle != "auto" and not is_timeout:
             raise InvalidConfig(
-                f"idle_timeout must be a number of seconds above 0, or None, not {idle!r}"
+                f"idle_timeout must be a number of seconds above 0, 'auto' or None, not {idle!r}"
             )
+
+    def idle_seconds(self, *, wakes_quickly: bool) -> float | None:
+        """Return the seconds without a call after which a model is to sleep; None is never.
+
+        Args:
+            wakes_quickly: Whether loading it again takes milliseconds.
+        """
+        if self.idle_timeout == "auto":
+            return _AUTO_IDLE_SECONDS if wakes_quickly else None
+        return self.idle_timeout
 
 
 def check_count(name: str, count: object, *, may_be_left_out: bool = False) -> None:

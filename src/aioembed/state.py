@@ -69,7 +69,9 @@ class ModelState(BaseModel):
         is_paused: Whether the download is paused.
         queue_depth: Calls of `forward` that wait or run.
         error: Why the last load failed, or why the runtime gave the program up.
-        is_asleep: Whether the model was unloaded because nobody used it; the next call wakes it.
+        is_asleep: Whether the model is not in memory and the next call loads it: nobody used it for
+            a while, or a `ModelPool` needed its memory.
+        is_waking: Whether a model that slept is being loaded; calls wait for it.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -84,6 +86,7 @@ class ModelState(BaseModel):
     queue_depth: int = 0
     error: Annotated[AioembedError | None, SkipValidation] = None
     is_asleep: bool = False
+    is_waking: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -137,15 +140,18 @@ class Lifecycle:
         Args:
             status: One that the table allows from here.
             **changes: Fields of `ModelState` that change in the same step. `is_asleep` is false
-                unless it is among them.
+                unless it is among them; `is_waking` follows from the moves.
 
         Raises:
             IllegalStateMove: The table does not have the move; nothing was changed.
         """
         if status not in LEGAL_MOVES[self.status]:
             raise IllegalStateMove(f"a model cannot go from {self.status} to {status}")
+        before = self.value
+        is_load = status in {Status.DOWNLOADING, Status.LOADING}
+        is_waking = is_load and (before.is_asleep or before.is_waking)
         with self._lock:
-            self._figures.update({"is_asleep": False} | changes, status=status)
+            self._figures.update({"is_asleep": False} | changes, is_waking=is_waking, status=status)
         value = self.value
         if status is Status.CLOSED:
             self._closed = value

@@ -19,7 +19,7 @@ from .models import (
     local_path,
     resolve_model,
 )
-from .options import LoadOptions, Queueing, Threads
+from .options import IdleTimeout, LoadOptions, Queueing, Threads, Verify
 from .similarity import Embedding
 from .statistics import Stopwatch
 from .tokenize import Tokens, Truncate, report_truncation
@@ -69,8 +69,11 @@ class TextEmbeddings(EmbeddingHandle[str]):
         packed_weights: Keep what the runtime computes from the weights in a file of the cache,
             which is made at the first load: later loads take milliseconds, and processes share
             its memory. False computes it at every load. Programs under 16 MB need none.
+        verify: `recorded` hashes cached files (the model's and its packed weights) only if their
+            size or time changed; `always` hashes them at every load and wake.
         idle_timeout: Seconds without a call after which the model is unloaded. Its status is
-            `idle` then, `state.is_asleep` is true, and the next call wakes it. None is never.
+            `idle` then, `state.is_asleep` is true, and the next call wakes it. None is never;
+            `auto` is 300 for a model that wakes in milliseconds, otherwise never.
         on_call: Called on the event loop's thread with the `CallTiming` of every call that has
             ended; must not block. If it raises, that is logged and the call is not affected.
 
@@ -96,7 +99,8 @@ class TextEmbeddings(EmbeddingHandle[str]):
         preprocessing: Preprocessing | None = None,
         sha256: str | None = None,
         packed_weights: bool = True,
-        idle_timeout: float | None = None,
+        verify: Verify = "recorded",
+        idle_timeout: IdleTimeout = None,
         on_call: OnCall | None = None,
     ) -> None:
         _check_truncate(truncate)
@@ -109,6 +113,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
                 http_client=http_client,
                 preprocessing=preprocessing,
                 packed_weights=packed_weights,
+                verify=verify,
                 idle_timeout=idle_timeout,
             ),
             queueing=queueing,

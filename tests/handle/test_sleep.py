@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from anyio.lowlevel import checkpoint
 from numpy.typing import NDArray
 
 from aioembed import ImageEmbeddings, Status, Threads
@@ -19,6 +21,8 @@ from aioembed._packed import PackedFolder
 from aioembed.errors import AioembedError, InvalidConfig, ModelClosed
 from aioembed.runtime import Program
 from aioembed.state import ModelState
+
+from .conftest import Brake
 
 pytestmark = pytest.mark.anyio
 
@@ -237,6 +241,120 @@ def test_a_model_that_slept_on_a_loop_that_ended_wakes_on_another(
 def test_a_timeout_that_is_not_above_zero_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidConfig, match="idle_timeout must be a number"):
         make(idle_timeout=wrong)
+
+
+async def test_a_model_is_put_to_sleep_by_hand(pixels: NDArray[np.uint8]) -> None:
+    model = make(None)
+    await model.sleep()
+    assert (model.state.status, model.state.is_asleep) == (Status.IDLE, False)
+    async with model:
+        expected = await model.forward(pixels)
+        await model.sleep()
+        assert model.state.is_asleep
+        await model.sleep()
+        np.testing.assert_array_equal(await model.forward(pixels), expected)
+    await model.sleep()
+    assert model.state.status is Status.CLOSED
+
+
+async def test_a_model_in_use_is_put_to_sleep_when_its_calls_have_ended(
+    pixels: NDArray[np.uint8], inference: Brake
+) -> None:
+    async with make(None) as model:
+        expected = await model.forward(pixels)
+        ended: list[str] = []
+
+        async def call(name: str) -> None:
+            np.testing.assert_array_equal(await model.forward(pixels), expected)
+            ended.append(name)
+
+        async def sleep() -> None:
+            await model.sleep()
+            ended.append("asleep")
+
+        inference.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, "running")
+            await model.wait_for("generating")
+            tasks.start_soon(sleep)
+            await checkpoint()
+            tasks.start_soon(call, "waiting")
+            await model.wait_for(lambda state: state.queue_depth == 2)
+            assert model.state.is_generating
+            inference.release()
+        assert ended in (["running", "asleep", "waiting"], ["asleep", "running", "waiting"])
+
+
+async def test_a_model_whose_call_was_cancelled_sleeps_when_its_run_has_ended(
+    pixels: NDArray[np.uint8], inference: Brake
+) -> None:
+    async with make(None) as model:
+        await model.load()
+        inference.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(model.forward, pixels)
+            await model.wait_for("generating")
+            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(model.sleep)
+            await checkpoint()
+            assert model.state.is_generating
+            inference.release()
+        assert model.state.is_asleep
+
+
+async def test_closing_ends_a_sleep_that_waits(pixels: NDArray[np.uint8], inference: Brake) -> None:
+    async with anyio.create_task_group() as tasks, make(None) as model:
+        await model.load()
+        inference.hold()
+        tasks.start_soon(model.forward, pixels)
+        await model.wait_for("generating")
+        tasks.start_soon(model.sleep)
+        await checkpoint()
+        tasks.start_soon(model.aclose)
+        await checkpoint()
+        inference.release()
+    assert model.state.status is Status.CLOSED
+
+
+async def test_auto_lets_models_sleep_that_wake_in_milliseconds(
+    pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioembed.options._AUTO_IDLE_SECONDS", _SOON)
+    async with ImageEmbeddings(_PROGRAM, idle_timeout="auto", threads=1) as model:
+        await model.forward(pixels)
+        await model.wait_for(asleep)
+    monkeypatch.setattr("aioembed._packed._SMALL", 0)
+    options: dict[str, Any] = {"idle_timeout": "auto", "threads": 1, "packed_weights": False}
+    async with ImageEmbeddings(_PROGRAM, **options) as model:
+        await model.forward(pixels)
+        await anyio.sleep(5 * _SOON)
+        assert model.state.is_ready
+
+
+async def test_verifying_always_finds_damage_that_keeps_size_and_time(
+    pixels: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("aioembed._packed._SMALL", 0)
+    async with make(None, cache_dir=tmp_path, verify="always") as model:
+        expected = await model.forward(pixels)
+        (file,) = (tmp_path / ".packed").glob("*.weights")
+        await model.sleep()
+        status, content = file.stat(), bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        np.testing.assert_array_equal(await model.forward(pixels), expected)
+    assert "is damaged or not recorded; it is made again" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["never", True, None])
+def test_a_way_to_verify_that_there_is_not_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidConfig, match="verify is"):
+        make(verify=wrong)
 
 
 async def test_packed_weights_change_no_vector(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -38,6 +38,7 @@ class _StandInModel:
         self.contract = contract
         self.programs = (self,)
         self.text = None
+        self.wakes_quickly = True
         self.hurry = anyio.Event()  # ends the delays: nothing waits for them at a close
 
     async def run(self, _program: object, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
@@ -57,14 +58,15 @@ class _StandInLoader:
         self._contract = contract
         self.model: _StandInModel | None = None
 
-    async def load(self) -> _StandInModel:
+    async def load(self, admit: Callable[[int], Awaitable[None]]) -> _StandInModel:
         if self._owner.downloads:
             self._lifecycle.move(Status.DOWNLOADING, download_progress=0.0)
             await anyio.sleep(self._owner.load_delay)
         self._lifecycle.move(Status.LOADING, download_progress=1.0)
+        await admit(self._owner.memory)
         await anyio.sleep(self._owner.load_delay)
         if self._owner.load_error is not None:
-            raise self._owner.load_error
+            raise self._owner.load_error.with_traceback(None)
         self.model = _StandInModel(self._owner, self._contract)
         return self.model
 
@@ -82,6 +84,7 @@ class _StandIn(EmbeddingHandle[ItemT], Generic[ItemT]):
         load_delay: Seconds that a load takes, and a download as well.
         load_error: What loads raise, if anything.
         downloads: Whether loads go through `downloading`.
+        memory: Bytes that it counts for in a `ModelPool`.
         items: What was embedded so far, in the order of the calls.
     """
 
@@ -89,12 +92,14 @@ class _StandIn(EmbeddingHandle[ItemT], Generic[ItemT]):
     load_delay: float
     load_error: Exception | None
     downloads: bool
+    memory: int
     items: list[ItemT]
 
     def _stand_in(self, embedding_dim: int, max_batch: int) -> None:
         self.delay = self.load_delay = 0.0
         self.load_error = None
         self.downloads = False
+        self.memory = 0
         self.items = []
         self._results: dict[bytes, NDArray[np.float32] | Exception] = {}
         self._dim = embedding_dim
