@@ -87,7 +87,7 @@ class Row:
         return self.cosine >= LOWEST[case.precision] and self.export_gib < MOST_GIB
 
 
-# Steps, each in its own process: `python clip_parity.py STEP FOLDER CASE...`
+# Steps, each in its own process: `python export_parity.py STEP FOLDER CASE...`
 
 
 def make_checkpoint(folder: Path, case: Case) -> None:

@@ -26,7 +26,6 @@ from .conftest import Checkpoints, Exports
 pytestmark = pytest.mark.export
 
 IMAGES = [
-    ("clip", "fp32"),
     ("clip", "int8"),
     ("siglip", "int8"),
     ("dinov2-registers", "fp32"),
@@ -76,12 +75,9 @@ def test_from_picture_to_vector_as_transformers(
 def test_an_image_takes_two_delegate_calls_at_most(
     exported: Exports, name: str, precision: str
 ) -> None:
-    """What is outside cuts the one row of each image that the last block goes on with.
-
-    A linear that stays fp32 in an int8 program may cut the delegate before and behind it.
-    """
+    """What is outside cuts the one row of each image that the last block goes on with."""
     report = exported(name, "image", precision).report
-    assert report.delegate_calls <= 2 + 2 * len(report.exempt)
+    assert report.delegate_calls <= 2
     assert set(report.ops_outside) <= {"aten.slice_copy.Tensor"}
 
 
@@ -115,9 +111,9 @@ def test_texts_of_every_length_give_what_transformers_gives(
         assert alike(vector, wanted) >= LOWEST[precision]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_metadata_say_what_the_programs_take(exported: Exports, precision: str) -> None:
-    image, text = (exported("clip", tower, precision).program for tower in ("image", "text"))
+def test_the_metadata_say_what_the_programs_take(exported: Exports) -> None:
+    image = exported("clip", "image", "int8").program
+    text = exported("clip", "text", "fp32").program
     pixels = metadata(image).preprocessing
     assert pixels is not None
     assert (pixels.layout, pixels.patch_size, pixels.resize) == ("patches", 8, "crop")
@@ -125,10 +121,10 @@ def test_the_metadata_say_what_the_programs_take(exported: Exports, precision: s
     assert image.methods["forward"].inputs[0].shape[0] == 4
     assert metadata(text).context_length == 77
     assert text.methods["forward"].inputs[0].shape == (1, 77)
-    assert {metadata(image).precision, metadata(text).precision} == {precision}
+    assert (metadata(image).precision, metadata(text).precision) == ("int8", "fp32")
     assert metadata(image).logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
     assert metadata(text).tokenization is None
-    assert metadata(image).space == metadata(text).space
+    assert metadata(image).space.is_compatible(metadata(text).space)
 
 
 @pytest.mark.anyio
@@ -215,8 +211,9 @@ def test_the_command_needs_a_checkpoint() -> None:
 
 
 def test_the_weights_are_gone_from_memory_before_the_program_is_judged(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The program is the one here with the GELU by erf, so what is said of it is held as well."""
     import torch
 
     from aioembed.export import ExportOptions, ExportReport, export_model
@@ -224,14 +221,18 @@ def test_the_weights_are_gone_from_memory_before_the_program_is_judged(
 
     kinds = (torch.nn.Linear, Lowered)
     left: list[object] = []
+    judge = ExportReport.of
 
-    def judge(*_args: object, **_kwargs: object) -> None:
+    def watch(*args: Any, **kwargs: Any) -> ExportReport:
         left.extend(kept for kept in gc.get_objects() if issubclass(type(kept), kinds))
+        return judge(*args, **kwargs)
 
-    monkeypatch.setattr(ExportReport, "of", judge)
+    monkeypatch.setattr(ExportReport, "of", watch)
     others = {id(other) for other in gc.get_objects() if issubclass(type(other), kinds)}
-    export_model(tiny_clip, tmp_path / "a.pte", ExportOptions(norm="bn"))
+    report = export_model(tiny("clip-gelu"), tmp_path / "a.pte", ExportOptions(norm="bn"))
     assert [kept for kept in left if id(kept) not in others] == []
+    assert report.cosine >= LOWEST["fp32"]
+    assert report.delegate_calls == 2
 
 
 def test_without_torch_the_error_names_the_extra(

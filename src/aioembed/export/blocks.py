@@ -339,15 +339,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised rows `(rows, width)`."""
-        h: Tensor = self.inputs[0](x)
+        # All before the activation: the partitioner keeps int8 linears of one input together, and
+        # does not merge what lies between two of them.
+        h, *gated = [part(x) for part in self.inputs]
         if self.activation == "gelu":
             h = F.gelu(h)
         elif self.activation == "gelu_tanh":
             h = h * torch.sigmoid((h * h + self.offset) * h)
         else:
             h = h * torch.sigmoid(h)
-        if self.activation == "swiglu":
-            h = h * self.inputs[1](x)
+        for up in gated:
+            h = h * up
         y: Tensor = self.out(h if self.scale is None else h * self.scale)
         return y
 
