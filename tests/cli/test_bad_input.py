@@ -117,6 +117,32 @@ def test_a_model_file_that_is_none_is_the_models_fault(
     assert "model.pte" in result.stderr
 
 
+def test_a_repository_of_the_hub_is_not_a_model(invoke: Invoke, picture: Path) -> None:
+    result = invoke("embed", picture, "--model", "openai/clip-vit-base-patch32")
+    assert result.exit_code == 3
+    assert "not a repository" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--allow-host", "https://example.org/", "is not a host"),
+        ("--cors-origin", "example.org", "is not an origin"),
+        ("--cors-origin", "https://example.org/app", "is not an origin"),
+        ("--log-level", "loud", "is not one of"),
+    ],
+)
+def test_an_option_of_serve_that_cannot_work_is_refused(
+    invoke: Invoke, option: str, value: str, words: str
+) -> None:
+    pytest.importorskip("granian")
+    pytest.importorskip("fastapi")
+    result = invoke("serve", "--port", 0, option, value)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

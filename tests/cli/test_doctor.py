@@ -169,6 +169,7 @@ def test_a_cache_without_permission_is_broken(tmp_path: Path) -> None:
     ("name", "value", "words"),
     [
         ("HTTPS_PROXY", "gopher://127.0.0.1:70", "cannot be used as a proxy"),
+        ("HF_ENDPOINT", "hf-mirror.example", "(HF_ENDPOINT) cannot be used"),
         ("SSL_CERT_FILE", "/there/is/none.pem", "No such file"),
     ],
 )

@@ -325,6 +325,14 @@ async def test_promise_35_only_listed_ports_and_hosts_are_asked(web: Web) -> Non
     assert not transport.seen
 
 
+@pytest.mark.parametrize("host", ["https://good.example/", "good.example:80", "a/b", "*", "", " "])
+def test_what_is_not_a_host_is_refused_in_a_policy(host: str) -> None:
+    for field in ("allow_hosts", "deny_hosts"):
+        with pytest.raises(InvalidConfig, match="is not a host"):
+            UNTRUSTED.allow(**{field: {host}})
+    UNTRUSTED.allow(allow_hosts={"good.example", "*.good.example", "192.0.2.1", "2001:db8::1"})
+
+
 async def test_a_server_that_answers_with_an_error_is_named(web: Web) -> None:
     web.answer("/gone?token=hidden", b"", status="404 Not Found")
     get, _ = fetching(web)

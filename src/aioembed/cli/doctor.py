@@ -29,6 +29,7 @@ from aioembed import EFFICIENTNET_LITE0, ImageEmbeddings, __version__
 from aioembed._child import python_child
 from aioembed._http import new_client
 from aioembed.download import Cache
+from aioembed.download.hub import Hub
 from aioembed.errors import AioembedError, BrokenInstallation, CacheUnwritable, InvalidConfig
 from aioembed.runtime import (
     EXECUTORCH_VERSION,
@@ -204,6 +205,7 @@ async def check_network() -> Check:
     settings += [name for name in _OWN_SETTINGS if os.environ.get(name)]
     found = f"set: {', '.join(settings)}" if settings else "no proxy, token or offline setting"
     try:
+        Hub.configured()
         client = await to_thread.run_sync(new_client)
         await client.aclose()
     except InvalidConfig as error:

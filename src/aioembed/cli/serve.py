@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 _MEBI = 1024 * 1024
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 _KEY_VARIABLE = "AIOEMBED_API_KEY"
@@ -163,7 +164,7 @@ def serve(
                 "body_timeout": body_timeout,
                 "request_timeout": request_timeout,
             },
-            cors_origins=tuple(cors_origin or ()),
+            cors_origins=_origins(cors_origin),
             max_pending=max_pending,
             threads=threads or (_threads(workers) if replicas == 1 else None),
             replicas=replicas,
@@ -199,6 +200,16 @@ def _policy(allow_hosts: list[str] | None, allow_private: bool) -> SourcePolicy:
     if allow_private:
         policy = policy.allow(private_addresses=True, ports=None)
     return policy
+
+
+def _origins(origins: list[str] | None) -> tuple[str, ...]:
+    for origin in origins or ():
+        if not _ORIGIN.fullmatch(origin):
+            raise InvalidConfig(
+                f"{origin!r} is not an origin: give scheme, host and port as browsers send them, "
+                "without a path, such as https://example.org; * is every origin"
+            )
+    return tuple(origins or ())
 
 
 def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..models import Frozen
 
@@ -20,6 +21,9 @@ _WEB_FORMATS: frozenset[ImageFormat] = frozenset(get_args(_WebFormat))
 IMAGE_FORMATS: frozenset[ImageFormat] = _WEB_FORMATS | frozenset(get_args(_OtherFormat))
 """Every format that can be allowed."""
 
+_HOST = re.compile(  # a name or an IPv4 address, or an IPv6 address
+    r"(?:\*\.)?[^\s/:?#@*\[\]]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?"
+)
 _MEBI = 1024 * 1024
 
 
@@ -72,6 +76,17 @@ class SourcePolicy(Frozen):
     timeout: PositiveFloat = 30.0
     formats: frozenset[ImageFormat] = IMAGE_FORMATS
     truncated: Literal["error", "allow"] = "error"
+
+    @field_validator("allow_hosts", "deny_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: frozenset[str] | None) -> frozenset[str] | None:
+        for host in hosts or ():
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is not a host: give its name without scheme, port and path, such as "
+                    "example.org or *.example.org"
+                )
+        return hosts
 
     @model_validator(mode="after")
     def _proxies_are_unchecked(self) -> Self:

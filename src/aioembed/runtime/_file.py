@@ -94,6 +94,12 @@ def check_program_file(path: str | os.PathLike[str]) -> None:
         )
 
 
+_WHAT_A_MODEL_IS = (
+    "check the path: a model is a name that `aioembed models` lists, a .pte file or its URL, not a "
+    "repository of the Hugging Face hub"
+)
+
+
 def _read_head(path: Path) -> tuple[bytes, int]:
     try:
         status = path.stat()
@@ -103,7 +109,10 @@ def _read_head(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES), status.st_size
     except FileNotFoundError as exc:
-        raise ModelFileUnreadable(f"there is no file {shorten(path)}; check the path") from exc
+        hint = "" if path.suffix == ".pte" else _WHAT_A_MODEL_IS
+        raise ModelFileUnreadable(
+            f"there is no file {shorten(path)}; check the path{hint}"
+        ) from exc
     except (OSError, ValueError) as exc:
         raise ModelFileUnreadable(
             f"{shorten(path)} cannot be opened ({exc}); check the path and its permissions"
