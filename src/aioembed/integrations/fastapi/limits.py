@@ -174,7 +174,7 @@ class Reservation:
         self._load = load
         self._limits = limits
         self._arrived = 0
-        self.bytes = 0
+        self.bytes: int = 0
 
     def arrived(self, count: int) -> None:
         """Count bytes that came.
