@@ -18,6 +18,7 @@ from aioembed.errors import (
     InvalidConfig,
     ModelClosed,
     ModelFileUnreadable,
+    ModelTooLarge,
     UnknownModel,
     WrongEventLoop,
 )
@@ -354,7 +355,7 @@ async def test_a_program_that_went_away_fails_its_calls_alone(tmp_path: Path) ->
 async def test_a_model_larger_than_the_pool_is_refused() -> None:
     models = {"small": stand_in(100), "large": stand_in(101)}
     async with ModelPool(models, max_memory=100) as pool:
-        with pytest.raises(InvalidConfig, match="101 bytes, more than the pool's 100"):
+        with pytest.raises(ModelTooLarge, match="101 bytes, more than the pool's 100"):
             await pool["large"].forward(b"item")
         await pool["small"].forward(b"item")
 

@@ -19,6 +19,7 @@ AioembedError
 │   ├── ModelFileUnreadable       the file cannot be opened
 │   ├── InvalidProgram            the file is not an ExecuTorch program, or a damaged one
 │   ├── IntegrityError            the bytes are not the ones that were published or recorded
+│   ├── ModelTooLarge             the model takes more memory than its pool may
 │   ├── ProbeFailed               a program of unknown origin died in its trial run
 │   │   └── ProbeIncomplete       a trial run took too long, lacked memory or could not start
 │   ├── UnknownPreprocessing      nothing says what pixels an image program takes
@@ -106,6 +107,7 @@ __all__ = [
     "ModelError",
     "ModelFileUnreadable",
     "ModelNotLoaded",
+    "ModelTooLarge",
     "NotActive",
     "OfflineError",
     "ProbeFailed",
@@ -306,6 +308,10 @@ class IntegrityError(ModelError):
     """The bytes are not the ones that were published or recorded."""
 
     code = 180
+
+
+class ModelTooLarge(ModelError):
+    """The model takes more memory than all models of its `ModelPool` may."""
 
 
 class ProbeFailed(ModelError):

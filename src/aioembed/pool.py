@@ -14,7 +14,15 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 
 from ._tasks import Loop, Task, current_loop, spawn, to_end
-from .errors import AioembedError, InvalidConfig, ModelClosed, UnknownModel, WrongEventLoop, shorten
+from .errors import (
+    AioembedError,
+    InvalidConfig,
+    ModelClosed,
+    ModelTooLarge,
+    UnknownModel,
+    WrongEventLoop,
+    shorten,
+)
 from .handle import EmbeddingHandle
 from .state import ModelState
 
@@ -214,7 +222,7 @@ class ModelPool(Generic[HandleT]):
         """Wait until a model may be loaded, and return what gives its memory back."""
         self._check_loop()
         if size > self._max_memory:
-            raise InvalidConfig(
+            raise ModelTooLarge(
                 f"{shorten(name)} takes {size} bytes, more than the pool's {self._max_memory}: "
                 "raise max_memory"
             )

@@ -321,6 +321,10 @@ def test_what_cannot_be_served_ends_immediately(tmp_path: Path) -> None:
             (("--replicas", "2", "--threads", "2"), 2, "one thread each"),
             (("--model", "efficientnet-lite"), 3, "did you mean efficientnet-lite0"),
             (("--api-key-file", str(empty)), 2, "has no key"),
+            (("--preload", "efficientnet-lite0"), 2, "goes with --max-memory"),
+            (("--preload", "other", "--max-memory", "9"), 2, "named efficientnet-lite0"),
+            (("--idle-timeout", "0"), 2, "above 0, `auto` or `never`"),
+            (("--max-memory", "-1"), 2, "--max-memory"),
         ):
             done = run(*arguments)
             assert done.exit_code == code, done.stderr

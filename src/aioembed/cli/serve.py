@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from pathlib import Path
@@ -82,6 +83,28 @@ def serve(
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of each model, of one thread each.")
     ] = 1,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Of the models that are loaded at the same time, in each process: models are "
+            "loaded when asked for, the least recently used sleep. All are loaded where it is not "
+            "given.",
+        ),
+    ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --max-memory: load it at the start; may repeat."),
+    ] = None,
+    idle_timeout: Annotated[
+        str,
+        typer.Option(
+            metavar="SECONDS",
+            help="Unload a model that was not used for so long, until the next request; `never`, "
+            "or `auto`: 300 for models that wake in milliseconds.",
+        ),
+    ] = "auto",
     max_pending: Annotated[
         int, typer.Option(min=1, help="Most embeddings that wait or run, for each model.")
     ] = 1024,
@@ -165,6 +188,9 @@ def serve(
                 "request_timeout": request_timeout,
             },
             cors_origins=_origins(cors_origin),
+            max_memory=max_memory and max_memory * _MEBI,
+            preload=tuple(preload or ()),
+            idle_timeout=_idle_timeout(idle_timeout),
             max_pending=max_pending,
             threads=threads or (_threads(workers) if replicas == 1 else None),
             replicas=replicas,
@@ -233,6 +259,22 @@ def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
     if any(not key.strip() for key in found):
         raise InvalidConfig("an API key is empty: give one, or leave the option out for none")
     return tuple(found) or None
+
+
+def _idle_timeout(text: str) -> float | Literal["auto"] | None:
+    if text == "auto":
+        return "auto"
+    if text == "never":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InvalidConfig(
+            f"--idle-timeout is a number of seconds above 0, `auto` or `never`, not {text}"
+        )
+    return seconds
 
 
 def _choices(models: list[str], text_models: list[str], tokenizer: str | None) -> list[ModelChoice]:

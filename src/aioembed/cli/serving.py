@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from aioembed.errors import AioembedError, InvalidConfig
+from aioembed.errors import AioembedError, InvalidConfig, shorten
 from aioembed.image import ImageEmbeddings
 from aioembed.images import SourcePolicy
 from aioembed.models import Modality, resolve_model
-from aioembed.options import Queueing, Threads
+from aioembed.options import IdleTimeout, Queueing, Threads
 from aioembed.text import TextEmbeddings
 
 from .common import exit_code_of
@@ -71,6 +71,9 @@ class ServerOptions(BaseModel):
         policy: What images may be and where they may come from.
         limits: As for `ServerLimits`.
         cors_origins: Web pages of other origins that may call; none by default.
+        max_memory: Bytes that the loaded models of each worker may take; None loads all models.
+        preload: Names of models that are loaded at the start, where `max_memory` is given.
+        idle_timeout: As for `ImageEmbeddings`.
         max_pending: Most embeddings that may wait or run, for each model.
         threads: As for `ImageEmbeddings`, in each worker.
         replicas: As for `Threads`, in each worker.
@@ -91,6 +94,9 @@ class ServerOptions(BaseModel):
     policy: SourcePolicy = SourcePolicy.untrusted()
     limits: Mapping[str, float] = {}
     cors_origins: tuple[str, ...] = ()
+    max_memory: PositiveInt | None = None
+    preload: tuple[str, ...] = ()
+    idle_timeout: IdleTimeout = "auto"
     max_pending: PositiveInt = 1024
     threads: PositiveInt | None = None
     replicas: PositiveInt = 1
@@ -143,8 +149,13 @@ def check(options: ServerOptions) -> None:
         InvalidConfig: An option that cannot work.
         InvalidModelSource: A model source is nothing that can be loaded.
     """
-    for choice in options.models:
-        _handle(choice, options, None)
+    names = _models(options, None)
+    for name in options.preload:
+        if options.max_memory is None:
+            raise InvalidConfig("--preload goes with --max-memory: without it all are loaded")
+        if name not in names:
+            known = ", ".join(names)
+            raise InvalidConfig(f"--preload {shorten(name)}: the models are named {known}")
 
 
 def free_port(listening: Listening) -> Listening:
@@ -253,7 +264,11 @@ class _Application:
 
         options = self._options
         metrics = fastapi.Metrics()
-        models = fastapi.Models(lambda: _models(options, metrics))
+        models = fastapi.Models(
+            lambda: _models(options, metrics),
+            max_memory=options.max_memory,
+            preload=options.preload,
+        )
         made = fastapi.app(
             models,
             policy=options.policy,
@@ -374,7 +389,7 @@ def _logging(options: ServerOptions) -> dict[str, Any]:
     }
 
 
-def _models(options: ServerOptions, metrics: Metrics) -> dict[str, list[Any]]:
+def _models(options: ServerOptions, metrics: Metrics | None) -> dict[str, list[Any]]:
     models: dict[str, list[Any]] = {}
     for choice in options.models:
         handle = _handle(choice, options, metrics)
@@ -399,6 +414,7 @@ def _handle(
             queueing=queueing,
             cache_dir=options.cache_dir,
             offline=options.offline,
+            idle_timeout=options.idle_timeout,
             on_call=on_call,
         )
     return ImageEmbeddings(
@@ -408,5 +424,6 @@ def _handle(
         queueing=queueing,
         cache_dir=options.cache_dir,
         offline=options.offline,
+        idle_timeout=options.idle_timeout,
         on_call=on_call,
     )

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import anyio
 
-from aioembed.errors import AioembedError, InvalidConfig, shorten
+from aioembed.errors import AioembedError, InvalidConfig, ModelNotLoaded, shorten
 from aioembed.image import ImageEmbeddings
 from aioembed.models import Modality
-from aioembed.state import Status
+from aioembed.pool import ModelPool
+from aioembed.state import ModelState, Status
 from aioembed.text import TextEmbeddings
 
 from .problems import Problem, code_of
-from .schemas import ModelCard, ModelList, ModelSnapshot, StateError, States
+from .schemas import Condition, ModelCard, ModelList, ModelSnapshot, StateError, States
 
 __all__ = ["Handle", "Models", "ModelsArgument", "Served"]
 
@@ -45,6 +46,23 @@ class Served:
         """What it embeds."""
         return self.handle.modality
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered: one that sleeps is loaded for them."""
+        state = self.handle.state
+        return state.is_ready or state.is_asleep or state.is_waking
+
+    async def become_known(self) -> None:
+        """Load the model if it was never loaded, so that its space and dimension are known.
+
+        Raises:
+            AioembedError: It cannot be loaded.
+        """
+        try:
+            _ = self.handle.space
+        except ModelNotLoaded:
+            await self.handle.load()
+
     def snapshot(self, *, with_reason: bool) -> ModelSnapshot:
         """Return what it is doing; the reason of a failed load may name files of the server."""
         state = self.handle.state
@@ -55,7 +73,7 @@ class Served:
         return ModelSnapshot(
             name=self.name,
             modality=self.modality,
-            is_ready=state.is_ready,
+            is_ready=self.is_ready,
             is_generating=state.is_generating,
             error=error,
             **state.model_dump(exclude={"error"}),
@@ -68,9 +86,13 @@ class Models:
     Args:
         models: Handles, which serve one run of the application, since closing them is final; or a
             function that makes them, called at each start.
+        max_memory: Bytes that loaded models may take, as for `ModelPool`: models are loaded when
+            they are asked for, and sleep where others need their memory. None loads all of them
+            at the start.
+        preload: Names of models that are loaded at the start, where `max_memory` is given.
 
     Raises:
-        InvalidConfig: No model, or two of one name and modality.
+        InvalidConfig: No model, two of one name and modality, or `preload` without `max_memory`.
 
     Example:
         ```python
@@ -80,8 +102,18 @@ class Models:
         ```
     """
 
-    def __init__(self, models: ModelsArgument | Callable[[], ModelsArgument]) -> None:
+    def __init__(
+        self,
+        models: ModelsArgument | Callable[[], ModelsArgument],
+        *,
+        max_memory: int | None = None,
+        preload: Iterable[str] = (),
+    ) -> None:
         self._make = models if callable(models) else None
+        self._max_memory = max_memory
+        self._preload = frozenset(preload)
+        if self._preload and max_memory is None:
+            raise InvalidConfig("preload goes with max_memory: without it all models are loaded")
         self._served: dict[tuple[str, Modality], Served] = {}
         self._created = int(time.time())
         self._is_running = False
@@ -149,15 +181,21 @@ class Models:
                     f"the model {one.name} was closed when the application stopped: to start it "
                     "several times, give it Models(...) with a function that makes the models"
                 )
+        pool = None if self._max_memory is None else self._pool(self._max_memory)
         async with AsyncExitStack() as stack:
             group = await stack.enter_async_context(anyio.create_task_group())
             for starter in (*self._starters, _log_states):
                 stack.callback(starter(self))
+            first = [one for one in self if pool is None or one.name in self._preload]
+            if pool is None:
+                for one in first:
+                    await stack.enter_async_context(one.handle)
+            else:
+                await stack.enter_async_context(pool)
             for one in self:
-                await stack.enter_async_context(one.handle)
                 group.start_soon(_keep_loaded, one, failed)
             if wait:
-                for one in self:
+                for one in first:
                     await one.handle.load()
             self._is_running = True
             try:
@@ -165,6 +203,16 @@ class Models:
             finally:
                 self._is_running = False
                 group.cancel_scope.cancel()
+
+    def _pool(self, max_memory: int) -> ModelPool[Handle]:
+        unknown = self._preload - {one.name for one in self}
+        if unknown:
+            raise InvalidConfig(f"no model is named {shorten(min(unknown))}, to be preloaded")
+        handles = {f"{one.name} ({one.modality})": one.handle for one in self}
+        preload = [
+            name for name, one in zip(handles, self, strict=True) if one.name in self._preload
+        ]
+        return ModelPool(handles, max_memory=max_memory, preload=preload)
 
     def find(self, name: str | None, modality: Modality | None) -> Served:
         """Return the model that a request names; the first that fits where it names none.
@@ -202,7 +250,7 @@ class Models:
             Problem: It is not; Retry-After says when it may be.
         """
         state = served.handle.state
-        if state.is_ready:
+        if served.is_ready:
             return
         if state.status is Status.IDLE and not self._is_running:
             raise _no_lifespan()
@@ -230,13 +278,16 @@ class Models:
             Problem: There is none of that name.
         """
         same = self.named(name)
-        handle = same[0].handle
-        known = handle.state.is_ready or handle.spec.embedding_dim is not None
+        try:
+            dim = same[0].handle.embedding_dim
+        except ModelNotLoaded:
+            dim = None
         return ModelCard(
             id=name,
             created=self._created,
             modalities=[one.modality for one in same],
-            embedding_dim=handle.embedding_dim if known else None,
+            embedding_dim=dim,
+            states={one.modality: shown(one.handle.state) for one in same},
         )
 
     def states(self, *, is_stopping: bool, with_reasons: bool) -> States:
@@ -260,6 +311,11 @@ def _no_lifespan() -> Problem:
     )
 
 
+def shown(state: ModelState) -> Condition:
+    """Return what a model is doing, in a word."""
+    return "asleep" if state.is_asleep else "waking" if state.is_waking else state.status
+
+
 def _log_states(models: Models) -> Callable[[], None]:
     """Log every change of a model's status; return what ends that."""
     ends = [_log_states_of(one) for one in models]
@@ -272,11 +328,11 @@ def _log_states(models: Models) -> Callable[[], None]:
 
 
 def _log_states_of(one: Served) -> Callable[[], None]:
-    last = one.handle.state.status
+    last: str = shown(one.handle.state)
 
     def changed() -> None:
         nonlocal last
-        status = one.handle.state.status
+        status = shown(one.handle.state)
         # An inference begins and ends with every batch.
         if status is not last and Status.GENERATING not in {status, last}:
             _logger.info("%s (%s): %s", one.name, one.modality, status)

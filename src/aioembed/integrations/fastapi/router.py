@@ -407,6 +407,7 @@ class _Handlers:
             raise Problem(400, "give images, texts or both", code="invalid_request", param="images")
         for _, _, one in wanted:
             found.check_ready(one)
+            await one.become_known()
         _check_spaces(wanted[0][2], wanted[-1][2])
         done = [
             await self._work.embed(found, items, param=param, model=one.name)

@@ -338,6 +338,9 @@ class CohereResponse(_Response):
     meta: dict[str, Any]
 
 
+Condition = Status | Literal["asleep", "waking"]
+
+
 class ModelCard(_Response):
     """One model by its name."""
 
@@ -347,6 +350,10 @@ class ModelCard(_Response):
     owned_by: Literal["aioembed"] = "aioembed"
     modalities: list[Modality]
     embedding_dim: int | None = Field(description="Known once the model is loaded.")
+    states: dict[Modality, Condition] = Field(
+        description="What the model of each modality is doing; one that is asleep is loaded by "
+        "the next request."
+    )
 
 
 class ModelList(_Response):
@@ -429,7 +436,9 @@ class ModelSnapshot(_Response):
     name: str
     modality: Modality
     status: Status
-    is_ready: bool
+    is_ready: bool = Field(description="Requests are answered: also by a model that sleeps.")
+    is_asleep: bool
+    is_waking: bool
     is_generating: bool
     download_progress: float
     downloaded_bytes: int

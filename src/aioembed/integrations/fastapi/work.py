@@ -100,7 +100,7 @@ class Work:
         ]
         for one in dict.fromkeys(chosen):
             models.check_ready(one)
-            _check_dimensions(dimensions, one)
+            await _check_dimensions(dimensions, one)
         text_model = _name_of(models, "text")
         tokens = 0
         cutting: dict[str, Any] = {}
@@ -322,9 +322,12 @@ def _image_source(image: str | bytes, text_model: str | None) -> str | bytes:
     return f"data:;base64,{text}"
 
 
-def _check_dimensions(wanted: int | None, served: Served) -> None:
+async def _check_dimensions(wanted: int | None, served: Served) -> None:
+    if wanted is None:
+        return
+    await served.become_known()
     dim = served.handle.embedding_dim
-    if wanted is not None and wanted != dim:
+    if wanted != dim:
         raise Problem(
             400,
             f"{served.name} gives vectors of {dim} values and cannot give {wanted}: leave "
