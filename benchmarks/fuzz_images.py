@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -82,6 +83,13 @@ def seeds() -> dict[str, list[bytes]]:
             buffer = io.BytesIO()
             image.save(buffer, name, **options)
             made.setdefault(name, []).append(buffer.getvalue())
+    with suppress(ImportError):
+        import pillow_heif
+
+        for heif_options in ({}, {"exif": exif.tobytes()}):
+            buffer = io.BytesIO()
+            pillow_heif.from_pillow(rgb).save(buffer, **heif_options)
+            made.setdefault("HEIF", []).append(buffer.getvalue())
     return made
 
 
