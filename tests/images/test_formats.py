@@ -10,12 +10,13 @@ import warnings
 import zlib
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from aioembed.errors import (
     AioembedError,
@@ -238,6 +239,21 @@ def test_promise_28_in_memory_images_keep_to_the_limits() -> None:
             await load_image(b"x" * 200, policy=UNTRUSTED.allow(max_bytes=100))
 
     anyio.run(main)
+
+
+def test_promise_38_a_lack_of_memory_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", lack)
+        with pytest.raises(ImageTooLarge, match="not enough memory"):
+            decode(encoded(drawn(), "PNG"), TRUSTED)
+    for error in (MemoryError(), ValueError("Memory allocation error: Allocating 9 bytes failed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(PngImageFile, "load", Mock(side_effect=error))
+            with pytest.raises(ImageTooLarge, match="not enough memory"):
+                decode(encoded(drawn(), "PNG"), TRUSTED)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -303,11 +303,20 @@ def from_pillow(image: Image.Image, policy: SourcePolicy) -> Stored:
 
 
 def upright(stored: Stored) -> RgbImage:
-    """Return the pixels the right way up, uint8 `(height, width, 3)`."""
+    """Return the pixels the right way up, uint8 `(height, width, 3)`.
+
+    Raises:
+        ImageTooLarge: There is not enough memory for them.
+    """
     pixels = stored.pixels
     if isinstance(pixels, Image.Image):
         width, height = pixels.size
-        array = np.empty((height, width, _CHANNELS), np.uint8)
+        try:
+            array = np.empty((height, width, _CHANNELS), np.uint8)
+        except MemoryError as exc:
+            raise ImageTooLarge(
+                f"there is not enough memory for the pixels of an image of {width} x {height}"
+            ) from exc
         for top in range(0, height, _STRIP_ROWS):  # in strips, so that it is not there thrice
             bottom = min(top + _STRIP_ROWS, height)
             strip = pixels.crop((0, top, width, bottom))
@@ -416,6 +425,8 @@ def _as_decode_error(name: ImageFormat) -> Iterator[None]:
     except MemoryError as exc:
         raise ImageTooLarge(f"there is not enough memory to decode this {name} image") from exc
     except Exception as exc:  # Pillow's decoders raise whatever the damage leads them to.
+        if "Memory allocation error" in str(exc):  # libheif's words for it
+            raise ImageTooLarge(f"there is not enough memory to decode this {name} image") from exc
         if name == "PNG" and "text" in str(exc).lower() and isinstance(exc, ValueError):
             raise ImageTooLarge(f"a PNG whose text expands too far: {exc}") from exc
         raise ImageDecodeError(f"a damaged or truncated {name} image: {exc}") from exc
