@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from PIL import Image
 
 from aioembed.testing import HubServer
 
@@ -101,6 +103,38 @@ def test_dropped_images_are_compared_and_scored(page: Page, server: Server) -> N
     page.get_by_role("button", name="Score images").click()
     page.locator("#scores tbody td").nth(5).wait_for()
     shoot(page, "scores")
+
+
+XMP = (
+    b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF "
+    b"xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description "
+    b"xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:Orientation='6'/></rdf:RDF></x:xmpmeta>"
+)
+
+
+def jpeg(exif_orientation: int | None, xmp: bytes) -> bytes:
+    exif = Image.Exif()
+    if exif_orientation is not None:
+        exif[0x0112] = exif_orientation
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, "JPEG", exif=exif.tobytes(), xmp=xmp)
+    return file.getvalue()
+
+
+def test_thumbnails_are_turned_by_xmp_where_exif_says_nothing(
+    browser: Browser, server: Server
+) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        files = {"xmp.jpg": jpeg(None, XMP), "exif.jpg": jpeg(1, XMP), "none.jpg": jpeg(None, b"")}
+        drop(page, files)
+        page.locator('#thumbnails img[style*="rotate(90deg)"]').wait_for()
+        page.get_by_text("Compared 3 images.").wait_for()
+        turns = (
+            "[...document.querySelectorAll('#thumbnails img')].map((one) => one.style.transform)"
+        )
+        assert page.evaluate(turns) == ["rotate(90deg)", "", ""]
 
 
 def test_everything_is_reached_and_done_by_keyboard(browser: Browser, server: Server) -> None:

@@ -213,9 +213,12 @@ async def test_leaving_while_it_is_indexed_keeps_what_was_committed(
         assert await index.count() >= reported
 
 
-def test_pictures_are_shown_upright(example: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated_in", ["exif", "xmp"])
+def test_pictures_are_shown_upright(example: Any, tmp_path: Path, stated_in: str) -> None:
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
-    Image.new("RGB", (60, 20)).save(path, exif=exif)
+    xmp = b"<rdf:Description xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:Orientation=\"6\"/>"
+    stated = {"exif": exif} if stated_in == "exif" else {"xmp": xmp}
+    Image.new("RGB", (60, 20)).save(path, **stated)
     assert example.open_upright(str(path), (100, 100)).size == (20, 60)

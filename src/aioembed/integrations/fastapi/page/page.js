@@ -138,10 +138,54 @@ async function watch() {
 
 // --- images
 
+// How CSS shows each orientation upright (EXIF 2.32, tag 0x0112).
+const TURNS = {
+  2: "scaleX(-1)",
+  3: "rotate(180deg)",
+  4: "scaleY(-1)",
+  5: "rotate(270deg) scaleX(-1)",
+  6: "rotate(90deg)",
+  7: "rotate(90deg) scaleX(-1)",
+  8: "rotate(270deg)",
+};
+const HEAD_BYTES = 256 * 1024;
+
+// Browsers turn an image by its EXIF. The server also turns one by its XMP, where EXIF says nothing.
+async function turnByXmp(file) {
+  const head = await file.slice(0, HEAD_BYTES).arrayBuffer();
+  const text = new TextDecoder("latin1").decode(head);
+  const stated = /tiff:Orientation\s*(?:=\s*["']|>\s*)([2-8])/.exec(text);
+  const isJpeg = text.startsWith("\u00ff\u00d8");
+  return isJpeg && stated && !hasExifOrientation(head, text) ? TURNS[stated[1]] : "";
+}
+
+function hasExifOrientation(head, text) {
+  const at = text.indexOf("Exif\0\0");
+  if (at < 0) return false;
+  try {
+    const exif = new DataView(head, at + 6);
+    const isLittle = exif.getUint8(0) === 0x49;
+    const folder = exif.getUint32(4, isLittle);
+    for (let index = 0; index < exif.getUint16(folder, isLittle); index += 1) {
+      if (exif.getUint16(folder + 2 + 12 * index, isLittle) === 0x0112) return true;
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error; // damaged: it says nothing
+  }
+  return false;
+}
+
 function add(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/"));
   if (images.length < files.length) tell("Only images can be compared.", true);
-  for (const file of images) chosen.push({ file, url: URL.createObjectURL(file) });
+  for (const file of images) {
+    const entry = { file, url: URL.createObjectURL(file), turn: "" };
+    chosen.push(entry);
+    turnByXmp(file).then((turn) => {
+      entry.turn = turn;
+      if (turn) showThumbnails();
+    });
+  }
   showThumbnails();
   if (images.length) compare();
 }
@@ -166,6 +210,7 @@ function thumbnail(entry) {
   const image = document.createElement("img");
   image.src = entry.url;
   image.alt = "";
+  image.style.transform = entry.turn;
   image.addEventListener("error", () => image.replaceWith(noPreview()));
   const name = document.createElement("span");
   name.className = "name";
