@@ -100,7 +100,7 @@ def test_open_clips_own_format_is_refused_with_the_command_that_converts(
 def test_every_tensor_of_every_family_is_known(tiny: Checkpoints, name: str) -> None:
     checkpoint = Checkpoint.open(tiny(name))
     assert (checkpoint.text is None) == name.startswith("dinov2")
-    assert checkpoint.image_tower().layers == 2
+    assert checkpoint.shape("image").layers == 2
 
 
 @pytest.mark.parametrize("name", ["siglip", "dinov2-registers"])

@@ -46,8 +46,9 @@ TOWERS = [
 def shape_of(checkpoint: Checkpoint, tower: Any, pooling: Any = None) -> Any:
     """Return a tower for images that are prepared as the checkpoint says."""
     if tower == "text":
-        return checkpoint.text_tower()
-    shape = checkpoint.image_tower().fed(checkpoint.pixels("checkpoint"))
+        return checkpoint.text
+    assert checkpoint.vision is not None
+    shape = checkpoint.vision.fed(checkpoint.pixels("checkpoint"))
     return replace(shape, pooling=pooling or shape.pooling)
 
 
@@ -169,7 +170,7 @@ def test_old_configs_pool_the_highest_token(tmp_path: Path) -> None:
         vision_config=TINY_VISION,
     )
     checkpoint = Checkpoint.open(tmp_path)
-    shape = checkpoint.text_tower()
+    shape = shape_of(checkpoint, "text")
     assert shape.end_of_text == TINY_TEXT["vocab_size"] - 1
     samples = text_samples(shape)
 
@@ -180,7 +181,7 @@ def test_old_configs_pool_the_highest_token(tmp_path: Path) -> None:
 
 def test_texts_to_judge_on_repeat_words_as_well(tiny_clip: Path) -> None:
     """A row of one emoji lost 3 % of its cosine where only texts of different words were tried."""
-    shape = Checkpoint.open(tiny_clip).text_tower()
+    shape = shape_of(Checkpoint.open(tiny_clip), "text")
 
     texts = [sample[0][0].tolist() for sample in text_samples(shape)]
 

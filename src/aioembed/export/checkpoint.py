@@ -101,28 +101,15 @@ class Checkpoint:
         return None if tensor is None else float(tensor.double().reshape(()))
 
     def shape(self, tower: Tower) -> VisionShape | TextShape:
-        """Return the sizes of a tower."""
-        return self.image_tower() if tower == "image" else self.text_tower()
-
-    def image_tower(self) -> VisionShape:
-        """Return the image tower's sizes.
+        """Return the sizes of a tower.
 
         Raises:
-            CheckpointError: The checkpoint has none.
+            CheckpointError: The checkpoint does not have it.
         """
-        if self.vision is None:
-            raise CheckpointError(f"{shorten(self.folder)} has a text tower only")
-        return self.vision
-
-    def text_tower(self) -> TextShape:
-        """Return the text tower's sizes.
-
-        Raises:
-            CheckpointError: The checkpoint has none.
-        """
-        if self.text is None:
-            raise CheckpointError(f"{shorten(self.folder)} has an image tower only")
-        return self.text
+        other, shape = ("a text", self.vision) if tower == "image" else ("an image", self.text)
+        if shape is None:
+            raise CheckpointError(f"{shorten(self.folder)} has {other} tower only")
+        return shape
 
     def pixels(self, source: PixelSource) -> Pixels:
         """Return how images are prepared.

@@ -197,9 +197,6 @@ class TextShape(TowerShape):
         return {"table": self.vocabulary, "positions": self.context_length}
 
 
-Shapes = tuple[VisionShape | None, TextShape | None]
-
-
 @dataclass(frozen=True)
 class Pixels:
     """How a family's images are prepared where a checkpoint does not say it.
@@ -222,7 +219,9 @@ class Family:
     Attributes:
         name: For people.
         kinds: The towers that a checkpoint has, by the `model_type` of its config.
-        shapes: Reads the sizes of the towers from transformers' config.
+        vision: Reads the sizes of the image tower from transformers' config of that tower, and of
+            the checkpoint: the same one where the checkpoint has one tower.
+        text: Likewise of the text tower.
         pixels: As its own checkpoints are published.
         models: Names of transformers' classes for each tower.
         output: Attribute of their outputs that is the embedding.
@@ -233,10 +232,11 @@ class Family:
 
     name: str
     kinds: Mapping[str, frozenset[Tower]]
-    shapes: Callable[[PretrainedConfig, frozenset[Tower]], Shapes]
+    vision: Callable[[PretrainedConfig, PretrainedConfig], VisionShape]
     pixels: Pixels
     models: Mapping[Tower, str]
     output: Mapping[Tower, str]
+    text: Callable[[PretrainedConfig, PretrainedConfig], TextShape] | None = None
     extras: frozenset[str] = frozenset()
     scalars: frozenset[str] = frozenset()
     padded: bool = False
@@ -268,15 +268,6 @@ def _square(config: PretrainedConfig) -> dict[str, Any]:
         msg += f"it has {config.num_channels}, {config.image_size} and {config.patch_size} pixels"
         raise CheckpointError(msg)
     return {"image_size": image, "trained_size": image, "patch_size": patch}
-
-
-def _of_both(
-    config: PretrainedConfig, towers: frozenset[Tower]
-) -> tuple[PretrainedConfig | None, PretrainedConfig | None]:
-    """Return the configs of the image and the text tower."""
-    if len(towers) > 1:
-        return config.vision_config, config.text_config
-    return (config, None) if "image" in towers else (None, config)
 
 
 _BLOCK = {
@@ -323,39 +314,34 @@ def _text(
     )
 
 
-def _clip_shapes(config: PretrainedConfig, towers: frozenset[Tower]) -> Shapes:
-    vision, text = _of_both(config, towers)
-    dim = int(config.projection_dim or 0)
-    image_names = {
+def _clip_vision(config: PretrainedConfig, checkpoint: PretrainedConfig) -> VisionShape:
+    names = {
         "class": "embeddings.class_embedding",
         "patch": "embeddings.patch_embedding",
         "positions": "embeddings.position_embedding.weight",
         "pre_norm": "pre_layrnorm",
         "norm": "post_layernorm",
     }
-    return (
-        VisionShape(
-            hidden=vision.intermediate_size,
-            embedding_dim=dim,
-            pooling="first",
-            names=_below("vision_model.", image_names) | {"projection": "visual_projection"},
-            block_names=_below("vision_model.encoder.layers.{}.", _BLOCK),
-            unbiased=frozenset({"patch", "projection"}),
-            **_square(vision),
-            **_common(vision),
-        )
-        if vision
-        else None,
-        _text(
-            text,
-            "text_model.",
-            {"projection": "text_projection"},
-            embedding_dim=dim,
-            end_of_text=_end_of_text(text),
-            unbiased=frozenset({"projection"}),
-        )
-        if text
-        else None,
+    return VisionShape(
+        hidden=config.intermediate_size,
+        embedding_dim=int(checkpoint.projection_dim or 0),
+        pooling="first",
+        names=_below("vision_model.", names) | {"projection": "visual_projection"},
+        block_names=_below("vision_model.encoder.layers.{}.", _BLOCK),
+        unbiased=frozenset({"patch", "projection"}),
+        **_square(config),
+        **_common(config),
+    )
+
+
+def _clip_text(config: PretrainedConfig, checkpoint: PretrainedConfig) -> TextShape:
+    return _text(
+        config,
+        "text_model.",
+        {"projection": "text_projection"},
+        embedding_dim=int(checkpoint.projection_dim or 0),
+        end_of_text=_end_of_text(config),
+        unbiased=frozenset({"projection"}),
     )
 
 
@@ -365,12 +351,10 @@ def _end_of_text(config: PretrainedConfig) -> int:
     return int(config.vocab_size - 1 if token is None or token == _OLD_END_OF_TEXT else token)
 
 
-def _siglip_shapes(config: PretrainedConfig, towers: frozenset[Tower]) -> Shapes:
-    vision, text = _of_both(config, towers)
-    both = len(towers) > 1
-    if vision and not vision.vision_use_head:
+def _siglip_vision(config: PretrainedConfig, checkpoint: PretrainedConfig) -> VisionShape:
+    if not config.vision_use_head:
         raise CheckpointError("the image tower has no pooling head, and so gives no embedding")
-    image_names = {
+    names = {
         "patch": "embeddings.patch_embedding",
         "positions": "embeddings.position_embedding.weight",
         "norm": "post_layernorm",
@@ -381,32 +365,30 @@ def _siglip_shapes(config: PretrainedConfig, towers: frozenset[Tower]) -> Shapes
         "pool.fc1": "head.mlp.fc1",
         "pool.fc2": "head.mlp.fc2",
     }
-    above = {"image": "vision_model.", "text": "text_model."} if both else {"image": "", "text": ""}
-    return (
-        VisionShape(
-            hidden=vision.intermediate_size,
-            embedding_dim=vision.hidden_size,
-            pooling="attention",
-            names=_below(above["image"], image_names),
-            block_names=_below(f"{above['image']}encoder.layers.{{}}.", _BLOCK),
-            **_square(vision),
-            **_common(vision),
-        )
-        if vision
-        else None,
-        _text(
-            text,
-            above["text"],
-            {"projection": f"{above['text']}head"},
-            embedding_dim=text.projection_size,
-            end_of_text=None,
-        )
-        if text
-        else None,
+    above = "" if config is checkpoint else "vision_model."
+    return VisionShape(
+        hidden=config.intermediate_size,
+        embedding_dim=config.hidden_size,
+        pooling="attention",
+        names=_below(above, names),
+        block_names=_below(f"{above}encoder.layers.{{}}.", _BLOCK),
+        **_square(config),
+        **_common(config),
     )
 
 
-def _dinov2_shapes(config: PretrainedConfig, _towers: frozenset[Tower]) -> Shapes:
+def _siglip_text(config: PretrainedConfig, checkpoint: PretrainedConfig) -> TextShape:
+    above = "" if config is checkpoint else "text_model."
+    return _text(
+        config,
+        above,
+        {"projection": f"{above}head"},
+        embedding_dim=config.projection_size,
+        end_of_text=None,
+    )
+
+
+def _dinov2_vision(config: PretrainedConfig, _checkpoint: PretrainedConfig) -> VisionShape:
     names = {
         "class": "embeddings.cls_token",
         "patch": "embeddings.patch_embeddings.projection",
@@ -433,7 +415,7 @@ def _dinov2_shapes(config: PretrainedConfig, _towers: frozenset[Tower]) -> Shape
     registers = int(getattr(config, "num_register_tokens", 0))
     if registers:
         names["registers"] = "embeddings.register_tokens"
-    shape = VisionShape(
+    return VisionShape(
         hidden=hidden,
         embedding_dim=config.hidden_size,
         pooling="first",
@@ -445,7 +427,6 @@ def _dinov2_shapes(config: PretrainedConfig, _towers: frozenset[Tower]) -> Shape
         **_square(config),
         **common,
     )
-    return shape, None
 
 
 _SQUASHED = Preprocessing(
@@ -458,7 +439,8 @@ _TEXT: frozenset[Tower] = frozenset({"text"})
 CLIP = Family(
     name="CLIP",
     kinds={"clip": _BOTH, "clip_vision_model": _IMAGE, "clip_text_model": _TEXT},
-    shapes=_clip_shapes,
+    vision=_clip_vision,
+    text=_clip_text,
     pixels=Pixels(
         CLIP_PREPROCESSING,
         (0.48145466, 0.4578275, 0.40821073),
@@ -471,7 +453,8 @@ CLIP = Family(
 SIGLIP = Family(
     name="SigLIP",
     kinds={"siglip": _BOTH, "siglip_vision_model": _IMAGE, "siglip_text_model": _TEXT},
-    shapes=_siglip_shapes,
+    vision=_siglip_vision,
+    text=_siglip_text,
     pixels=Pixels(_SQUASHED, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     models={"image": "SiglipVisionModel", "text": "SiglipTextModel"},
     output={"image": "pooler_output", "text": "pooler_output"},
@@ -481,7 +464,7 @@ SIGLIP = Family(
 DINOV2 = Family(
     name="DINOv2",
     kinds={"dinov2": _IMAGE, "dinov2_with_registers": _IMAGE},
-    shapes=_dinov2_shapes,
+    vision=_dinov2_vision,
     pixels=Pixels(
         CLIP_PREPROCESSING.model_copy(update={"shortest_edge": 256}),
         (0.485, 0.456, 0.406),
@@ -519,7 +502,16 @@ def read_family(folder: Path) -> tuple[Family, VisionShape | None, TextShape | N
     if family is None or not isinstance(kind, str):
         raise CheckpointError(_unknown(file, kind))
     try:
-        return (family, *family.shapes(_config(raw, kind), family.kinds[kind]))
+        config = _config(raw, kind)
+        towers = family.kinds[kind]
+        both = len(towers) > 1
+        image = (config.vision_config if both else config) if "image" in towers else None
+        text = (config.text_config if both else config) if "text" in towers else None
+        return (
+            family,
+            family.vision(image, config) if image else None,
+            family.text(text, config) if text and family.text else None,
+        )
     except CheckpointError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as exc:
