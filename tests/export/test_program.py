@@ -211,13 +211,15 @@ def test_the_command_needs_a_checkpoint() -> None:
 
 
 def test_the_weights_are_gone_from_memory_before_the_program_is_judged(
-    tiny: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program is the one here with the GELU by erf, so what is said of it is held as well."""
+    """The program is the one here with the GELU by erf, and without a tokenizer."""
     import torch
 
     from aioembed.export import ExportOptions, ExportReport, export_model
     from aioembed.export.lowering import Lowered
+
+    from .checkpoints import save_tiny
 
     kinds = (torch.nn.Linear, Lowered)
     left: list[object] = []
@@ -229,10 +231,12 @@ def test_the_weights_are_gone_from_memory_before_the_program_is_judged(
 
     monkeypatch.setattr(ExportReport, "of", watch)
     others = {id(other) for other in gc.get_objects() if issubclass(type(other), kinds)}
-    report = export_model(tiny("clip-gelu"), tmp_path / "a.pte", ExportOptions(norm="bn"))
+    folder = save_tiny(tmp_path / "clip", "clip-gelu")
+    report = export_model(folder, tmp_path / "a.pte", ExportOptions(tower="text", norm="bn"))
     assert [kept for kept in left if id(kept) not in others] == []
     assert report.cosine >= LOWEST["fp32"]
-    assert report.delegate_calls == 2
+    assert report.delegate_calls == 3
+    assert "needs the model's tokenizer.json" in dict(report.notes)["tokenizer"]
 
 
 def test_without_torch_the_error_names_the_extra(

@@ -134,6 +134,8 @@ def export_model(
         notes.append(("balancing", f"{products} products behind activations"))
     if work.checkpoint.licence:
         notes.append(("licence", work.checkpoint.licence))
+    if options.tower == "text" and work.metadata.tokenizer_sha256 is None:
+        notes.append(("tokenizer", "none here: the program needs the model's tokenizer.json"))
     delegation = lowered.delegation
     samples = [tuple(tensor.numpy() for tensor in sample) for sample in work.samples]
     del lowered, work
