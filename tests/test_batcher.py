@@ -281,6 +281,8 @@ async def test_a_lost_worker_leaves_the_rotation_and_the_last_one_ends_it() -> N
             await batcher.submit(item)
     assert [str(error) for error in lost] == ["one"]
     await batcher.aclose()
+    with pytest.raises(Lost, match="one"):
+        await batcher.submit(4)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -129,8 +129,12 @@ class Batcher(Generic[W, T, R]):
         return entry.result  # type: ignore[return-value]  # R may itself allow None
 
     async def aclose(self) -> None:
-        """Refuse what waits and what comes, and return when nothing runs any more. Idempotent."""
-        self._refuse(ModelClosed("the model was closed before this call could run"))
+        """Refuse what waits and what comes, and return when nothing runs any more. Idempotent.
+
+        After the last worker was lost, what comes still fails with that error.
+        """
+        if self._refusal is None:
+            self._refuse(ModelClosed("the model was closed before this call could run"))
         for task, _ in list(self._serving):
             await task.wait()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,9 +15,16 @@ import pytest
 from anyio.lowlevel import checkpoint
 from blockbuster import blockbuster_ctx
 from numpy.typing import NDArray
+from PIL import Image
 
+from aioembed import ImageEmbeddings
 from aioembed.images import prepare
 from aioembed.runtime import Program
+from aioembed.testing import ImageEmbeddingsStandIn
+
+from ..programs import TINY_IMAGE
+
+Make = Callable[..., ImageEmbeddings]
 
 
 class Brake:
@@ -50,6 +60,14 @@ def no_blocking_calls() -> Iterator[None]:
     """Let a call of the library that blocks asyncio's event loop raise."""
     with blockbuster_ctx("aioembed"):
         yield
+
+
+@pytest.fixture(params=["program", "stand-in"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes handles of vectors of 512 values: with a program, and the stand-in that has none."""
+    if request.param == "stand-in":
+        return ImageEmbeddingsStandIn
+    return partial(ImageEmbeddings, TINY_IMAGE)
 
 
 @pytest.fixture
@@ -112,6 +130,35 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Prepared:
 
     monkeypatch.setattr("aioembed.image.prepare", counted)
     return counter
+
+
+@pytest.fixture
+def quick_gc() -> Iterator[None]:
+    """Keep what was imported out of the collector's sight: a collection takes a millisecond."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+class HeldPath:
+    """The path of an image, which the worker thread that opens it has to wait for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.brake = Brake()
+
+    def __fspath__(self) -> str:
+        self.brake.pass_through()
+        return str(self.path)
+
+
+@pytest.fixture
+def held_path(tmp_path: Path, pixels: NDArray[np.uint8]) -> HeldPath:
+    """Holds up the decoding of an image."""
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    return HeldPath(path)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from aioembed import ImageEmbeddings, Queueing, Threads, images
 from aioembed import image as image_module
@@ -27,7 +25,7 @@ from aioembed.runtime import Program
 from aioembed.statistics import CallTiming
 
 from ..programs import TINY_IMAGE
-from .conftest import Brake, Prepared
+from .conftest import Brake, HeldPath, Prepared
 
 pytestmark = pytest.mark.anyio
 Pixels = NDArray[np.uint8]
@@ -217,26 +215,18 @@ async def test_a_caller_is_released_at_its_timeout_whatever_the_model_does(
 
 
 async def test_a_decoding_that_its_caller_left_keeps_its_place_among_the_threads(
-    tmp_path: Path, pixels: Pixels
+    held_path: HeldPath,
 ) -> None:
-    path = tmp_path / "image.png"
-    Image.fromarray(pixels).save(path)
-    brake = Brake()
-
-    class Held:
-        def __fspath__(self) -> str:  # asked for by the worker thread
-            brake.pass_through()
-            return str(path)
-
+    brake = held_path.brake
     async with ImageEmbeddings(TINY_IMAGE, threads=Threads(preprocess=1)) as model:
         await model.load()
         brake.hold()
         for _ in range(2):
             with pytest.raises(ForwardTimeout):
-                await model.forward(Held(), timeout=0.05)
+                await model.forward(held_path, timeout=0.05)
         assert brake.calls == 1
         brake.release()
-        assert (await model.forward(Held())).shape == (512,)
+        assert (await model.forward(held_path)).shape == (512,)
         assert brake.calls == 2
 
 

@@ -22,7 +22,7 @@ from aioembed._tasks import spawn
 from aioembed.errors import InvalidConfig, ModelClosed, ProgramLost, WrongEventLoop
 
 from ..programs import TINY_IMAGE
-from .conftest import Brake
+from .conftest import Brake, Make
 
 asynchronous = pytest.mark.anyio
 Pixels = NDArray[np.uint8]
@@ -38,8 +38,10 @@ async def in_another_task(call: Any) -> None:
 
 
 @asynchronous
-async def test_a_handle_is_entered_in_one_task_and_left_in_another(pixels: Pixels) -> None:
-    model = ImageEmbeddings(TINY_IMAGE)
+async def test_a_handle_is_entered_in_one_task_and_left_in_another(
+    make: Make, pixels: Pixels
+) -> None:
+    model = make()
     await in_another_task(model.__aenter__)
     assert (await model.forward(pixels)).shape == (512,)
     await in_another_task(lambda: model.__aexit__(None, None, None))
@@ -47,9 +49,11 @@ async def test_a_handle_is_entered_in_one_task_and_left_in_another(pixels: Pixel
 
 
 @asynchronous
-async def test_a_generator_fixture_may_be_torn_down_in_another_task(pixels: Pixels) -> None:
+async def test_a_generator_fixture_may_be_torn_down_in_another_task(
+    make: Make, pixels: Pixels
+) -> None:
     async def fixture() -> AsyncIterator[ImageEmbeddings]:
-        async with ImageEmbeddings(TINY_IMAGE) as model:
+        async with make() as model:
             yield model
 
     async def tear_down() -> None:
@@ -185,9 +189,9 @@ async def test_a_close_goes_on_when_its_caller_is_cancelled(
 
 
 @asynchronous
-async def test_a_handle_shows_its_name_and_status() -> None:
-    async with ImageEmbeddings(TINY_IMAGE, prevent_load=True) as model:
-        assert repr(model) == f"<ImageEmbeddings {TINY_IMAGE.name!r}: idle>"
+async def test_a_handle_shows_its_name_and_status(make: Make) -> None:
+    async with make(prevent_load=True) as model:
+        assert repr(model) == f"<{type(model).__name__} {model.spec.name!r}: idle>"
         await model.load()
         assert repr(model).endswith(": ready>")
         with pytest.raises(InvalidConfig, match="in use"):
@@ -195,6 +199,7 @@ async def test_a_handle_shows_its_name_and_status() -> None:
 
 
 @asynchronous
+@pytest.mark.usefixtures("quick_gc")
 async def test_a_hundred_rounds_of_load_and_close_leave_nothing_behind(pixels: Pixels) -> None:
     process = psutil.Process()
     model = ImageEmbeddings(TINY_IMAGE)

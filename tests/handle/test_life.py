@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aioembed import ImageEmbeddings, ModelState, Status, use_image_embeddings
+from aioembed import ImageEmbeddings, ModelState, Status
 from aioembed.errors import (
     InvalidConfig,
     ModelClosed,
@@ -19,15 +19,17 @@ from aioembed.errors import (
 )
 
 from ..programs import TINY_IMAGE, TINY_IMAGE_PROGRAM
-from .conftest import Brake
+from .conftest import Brake, Make
 
 pytestmark = pytest.mark.anyio
 Pixels = NDArray[np.uint8]
 
 
-async def test_mounting_loads_in_the_background_and_unmounting_closes(pixels: Pixels) -> None:
+async def test_mounting_loads_in_the_background_and_unmounting_closes(
+    make: Make, pixels: Pixels
+) -> None:
     seen: list[Status] = []
-    async with ImageEmbeddings(TINY_IMAGE) as model:
+    async with make() as model:
         model.subscribe(lambda: seen.append(model.state.status))
         assert model.state.status is Status.IDLE
         vector = await model.forward(pixels)
@@ -45,8 +47,8 @@ async def test_making_a_handle_does_no_io(tmp_path: object) -> None:
     await handle.aclose()
 
 
-async def test_prevent_load_leaves_the_model_idle_until_load(pixels: Pixels) -> None:
-    async with use_image_embeddings(TINY_IMAGE, prevent_load=True) as model:
+async def test_prevent_load_leaves_the_model_idle_until_load(make: Make, pixels: Pixels) -> None:
+    async with make(prevent_load=True) as model:
         await anyio.wait_all_tasks_blocked()
         assert model.state.status is Status.IDLE
         with pytest.raises(ModelNotLoaded, match="load"):
@@ -125,8 +127,8 @@ async def test_a_failed_load_is_an_error_for_everyone_and_can_be_tried_again(
         assert (await model.forward(pixels)).shape == (512,)
 
 
-async def test_an_error_in_the_body_is_raised_as_it_is() -> None:
-    model = ImageEmbeddings(TINY_IMAGE)
+async def test_an_error_in_the_body_is_raised_as_it_is(make: Make) -> None:
+    model = make()
 
     async def body() -> None:
         async with model:
@@ -182,8 +184,8 @@ async def test_closing_waits_for_the_inference_in_flight(inference: Brake, pixel
         await model.forward(pixels)
 
 
-async def test_states_begin_with_the_current_one_and_end_with_closed() -> None:
-    model = ImageEmbeddings(TINY_IMAGE)
+async def test_states_begin_with_the_current_one_and_end_with_closed(make: Make) -> None:
+    model = make()
     seen: list[Status] = []
 
     async def watch() -> None:
@@ -200,8 +202,8 @@ async def test_states_begin_with_the_current_one_and_end_with_closed() -> None:
     assert Status.READY in seen
 
 
-async def test_a_slow_reader_of_states_never_holds_up_a_forward(pixels: Pixels) -> None:
-    async with ImageEmbeddings(TINY_IMAGE) as model, anyio.create_task_group() as tasks:
+async def test_a_slow_reader_of_states_never_holds_up_a_forward(make: Make, pixels: Pixels) -> None:
+    async with make() as model, anyio.create_task_group() as tasks:
 
         async def stuck() -> None:
             async for _ in model.states():
@@ -214,8 +216,10 @@ async def test_a_slow_reader_of_states_never_holds_up_a_forward(pixels: Pixels) 
         tasks.cancel_scope.cancel()
 
 
-async def test_a_thousand_observers_and_raising_ones_change_nothing(pixels: Pixels) -> None:
-    async with ImageEmbeddings(TINY_IMAGE) as model:
+async def test_a_thousand_observers_and_raising_ones_change_nothing(
+    make: Make, pixels: Pixels
+) -> None:
+    async with make() as model:
         told = [0] * 1000
 
         def count(place: int) -> None:
@@ -229,16 +233,16 @@ async def test_a_thousand_observers_and_raising_ones_change_nothing(pixels: Pixe
     assert min(told) == max(told) > 0
 
 
-async def test_waiting_for_what_can_no_longer_come_is_an_error() -> None:
-    model = ImageEmbeddings(TINY_IMAGE)
+async def test_waiting_for_what_can_no_longer_come_is_an_error(make: Make) -> None:
+    model = make()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(model.aclose)
         with pytest.raises(ModelClosed):
             await model.wait_for(Status.GENERATING)
 
 
-async def test_wait_for_takes_a_condition() -> None:
-    async with ImageEmbeddings(TINY_IMAGE) as model:
+async def test_wait_for_takes_a_condition(make: Make) -> None:
+    async with make() as model:
         state = await model.wait_for(lambda state: state.is_ready)
         assert state.download_progress == 1
 
@@ -260,8 +264,8 @@ async def test_waiting_for_what_a_failed_load_prevents_raises_its_error(
             await model.aclose()
 
 
-async def test_wait_for_takes_the_name_of_a_status() -> None:
-    async with ImageEmbeddings(TINY_IMAGE) as model:
+async def test_wait_for_takes_the_name_of_a_status(make: Make) -> None:
+    async with make() as model:
         assert (await model.wait_for("ready")).status is Status.READY
 
 
@@ -269,27 +273,17 @@ async def test_wait_for_takes_the_name_of_a_status() -> None:
     ("name", "near"), [("redy", "'ready'"), ("Ready", "'ready'"), ("x", "'idle'"), (3, "'idle'")]
 )
 async def test_a_status_that_is_none_is_refused_with_the_nearest_names(
-    name: Any, near: str
+    make: Make, name: Any, near: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=near):
-        await ImageEmbeddings(TINY_IMAGE).wait_for(name)
+        await make().wait_for(name)
 
 
-async def test_a_handle_cannot_be_entered_twice() -> None:
-    async with ImageEmbeddings(TINY_IMAGE, prevent_load=True) as model:
+async def test_a_handle_cannot_be_entered_twice(make: Make) -> None:
+    async with make(prevent_load=True) as model:
         with pytest.raises(InvalidConfig):
             async with model:
                 pass
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"max_pending": 0}, {"max_pending": -1}, {"threads": 0}, {"on_busy": "explode"}],
-    ids=str,
-)
-async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, object]) -> None:
-    with pytest.raises(InvalidConfig, match=next(iter(options))):
-        ImageEmbeddings(TINY_IMAGE, **options)  # type: ignore[arg-type]
 
 
 async def test_an_unknown_model_is_refused_at_once_with_the_nearest_names() -> None:
@@ -302,8 +296,8 @@ async def test_a_text_model_is_refused_by_an_image_handle() -> None:
         ImageEmbeddings("clip-vit-base-patch32-text")
 
 
-async def test_the_space_is_known_once_loaded() -> None:
-    async with ImageEmbeddings(TINY_IMAGE) as first, ImageEmbeddings(TINY_IMAGE) as second:
+async def test_the_space_is_known_once_loaded(make: Make) -> None:
+    async with make() as first, make() as second:
         assert first.embedding_dim == 512
         with pytest.raises(ModelNotLoaded):
             _ = first.space_id

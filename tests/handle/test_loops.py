@@ -13,7 +13,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from aioembed import ImageEmbeddings
 from aioembed.errors import WrongEventLoop
 
-from ..programs import TINY_IMAGE
+from .conftest import Make
 
 IMAGE = np.zeros((9, 9, 3), np.uint8)
 BACKENDS = ["asyncio", "trio"]
@@ -58,8 +58,8 @@ def home(request: pytest.FixtureRequest) -> Iterator[BlockingPortal]:
 
 
 @pytest.fixture
-def loaded(home: BlockingPortal) -> Iterator[ImageEmbeddings]:
-    model = ImageEmbeddings(TINY_IMAGE)
+def loaded(home: BlockingPortal, make: Make) -> Iterator[ImageEmbeddings]:
+    model = make()
     home.call(model.load)
     yield model
     home.call(model.aclose)
@@ -92,14 +92,14 @@ def test_the_state_may_be_read_from_any_thread(loaded: ImageEmbeddings) -> None:
     assert loaded.statistics().pending == 0
 
 
-def test_a_handle_that_was_never_opened_may_be_watched_before_a_loop_runs() -> None:
+def test_a_handle_that_was_never_opened_may_be_watched_before_a_loop_runs(make: Make) -> None:
     seen: list[str] = []
 
     async def main() -> None:
         async with model:
             await model.wait_for("ready")
 
-    model = ImageEmbeddings(TINY_IMAGE)
+    model = make()
     model.subscribe(lambda: seen.append(model.state.status))
     anyio.run(main)
     assert "ready" in seen

@@ -17,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aioembed import Err, ImageEmbeddings, ModelState, Ok, Queueing, Status
 from aioembed.errors import (
     ForwardTimeout,
+    ImageDecodeError,
     InvalidUserInput,
     ModelBusy,
     ModelClosed,
     ModelNotLoaded,
 )
+from aioembed.testing import ImageEmbeddingsStandIn
 
 from ..programs import TINY_IMAGE
 
@@ -39,12 +41,15 @@ class HandleMachine(RuleBasedStateMachine):
 
     backend = "asyncio"
 
+    def make(self, **options: Any) -> ImageEmbeddings:
+        return ImageEmbeddings(TINY_IMAGE, **options)
+
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
         self.portal: BlockingPortal = self.stack.enter_context(start_blocking_portal(self.backend))
         self.model: ImageEmbeddings = self.portal.call(
-            lambda: ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=MAX_PENDING))
+            lambda: self.make(queueing=Queueing(max_pending=MAX_PENDING))
         )
         self.calls: list[tuple[Future[Any], Callable[[Future[Any]], None]]] = []
         self.cancelled: set[Future[Any]] = set()
@@ -178,6 +183,16 @@ class TrioHandleMachine(HandleMachine):
     backend = "trio"
 
 
+class StandInMachine(HandleMachine):
+    """The handle that users' tests have in place of one with a model."""
+
+    def make(self, **options: Any) -> ImageEmbeddings:
+        model = ImageEmbeddingsStandIn(**options)
+        model.set_result(b"junk", ImageDecodeError("junk"))
+        model.delay = model.load_delay = 0.001
+        return model
+
+
 _SETTINGS = settings(
     max_examples=25,
     stateful_step_count=20,
@@ -188,3 +203,5 @@ TestOnAsyncio = HandleMachine.TestCase
 TestOnAsyncio.settings = _SETTINGS
 TestOnTrio = TrioHandleMachine.TestCase
 TestOnTrio.settings = _SETTINGS
+TestStandIn = StandInMachine.TestCase
+TestStandIn.settings = _SETTINGS

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import threading
-from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from aioembed import ImageEmbeddings, Queueing, Status, TextEmbeddings, Threads
 from aioembed.errors import ExecutorchError, ForwardTimeout, InvalidConfig, ModelClosed
 from aioembed.runtime import Program
 
 from ..programs import TINY_IMAGE
-from .conftest import Brake, Prepared
+from .conftest import Brake, HeldPath, Prepared
 
 pytestmark = pytest.mark.anyio
 
@@ -160,23 +158,15 @@ async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
 
 
 async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
-    tmp_path: Path, pixels: Pixels
+    held_path: HeldPath,
 ) -> None:
-    path = tmp_path / "image.png"
-    Image.fromarray(pixels).save(path)
-    brake = Brake()
-
-    class Held:
-        def __fspath__(self) -> str:  # asked for by the worker thread
-            brake.pass_through()
-            return str(path)
-
+    brake = held_path.brake
     async with ImageEmbeddings(TINY_IMAGE, threads=Threads(preprocess=2)) as model:
         await model.load()
         brake.hold()
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
-                tasks.start_soon(model.forward, Held())
+                tasks.start_soon(model.forward, held_path)
             await brake.wait_entered()
             await brake.wait_entered()
             await anyio.wait_all_tasks_blocked()

@@ -18,7 +18,7 @@ from aioembed.errors import ForwardTimeout, ImageDecodeError
 
 from ..programs import TINY_IMAGE
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_gc")]
 
 CALLS = 500
 IMAGES = [
