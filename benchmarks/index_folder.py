@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if started in the background
     with tempfile.TemporaryDirectory() as temporary:
         album = Path(temporary, "album")
         album.mkdir()

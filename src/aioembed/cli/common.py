@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -416,6 +417,7 @@ def to_csv(rows: list[list[Any]]) -> bytes:
 
 
 _UNBOUNDED = 100_000
+_TRAILING_BLANKS = re.compile(r"[ ]+((?:\x1b\[[\d;]*m)*)$")
 
 
 def render_table(table: Table, *, wrap: bool = False, plain: bool = False) -> bytes:
@@ -439,7 +441,8 @@ def render_table(table: Table, *, wrap: bool = False, plain: bool = False) -> by
         unbounded = console.options.update(max_width=_UNBOUNDED)
         console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
     console.print(table)
-    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()).encode()
+    lines = (_TRAILING_BLANKS.sub(r"\1", line) for line in text.getvalue().splitlines())
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def base_names(names: Sequence[str]) -> list[str]:

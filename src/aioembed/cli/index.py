@@ -524,7 +524,8 @@ def _hit_table(hits: list[Hit], *, plain: bool) -> bytes:
     for heading in ("similarity", *([""] if has_bar else []), "picture"):
         table.add_column(heading, no_wrap=True)
     for hit in hits:
-        bar = ProgressBar(total=1, completed=max(0.0, hit.similarity), width=_BAR_WIDTH)
+        share = max(0.0, hit.similarity)
+        bar = ProgressBar(total=1, completed=share, width=_BAR_WIDTH, style="dim")
         gone = " (not there now)" if Path(hit.key).is_absolute() and not _exists(hit.key) else ""
         name = Text(f"{_shown(hit.key)}{gone}")
         table.add_row(f"{hit.similarity:.3f}", *([bar] if has_bar else []), name)
