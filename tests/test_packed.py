@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +59,29 @@ def expected() -> NDArray[np.float32]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> PackedFolder:
+    """An empty one: what needs a file in it lets a child process pack, which takes a second."""
     return PackedFolder(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of a process that has packed the program."""
+    cache = tmp_path_factory.mktemp("packed")
+
+    async def pack() -> None:
+        packed = await obtain(PackedFolder(cache))
+        assert packed is not None
+        packed.close()
+
+    anyio.run(pack)
+    return cache
+
+
+@pytest.fixture
+def filled(tmp_path: Path, packed_once: Path) -> PackedFolder:
+    """One with the program's file."""
+    cache = shutil.copytree(packed_once, tmp_path / "cache")
+    return PackedFolder(cache)
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +110,14 @@ async def test_the_first_load_packs_and_the_next_ones_find_it(
         np.testing.assert_array_equal(run(second.path), expected)
     assert the_file(folder).stat().st_mtime_ns == written
     assert not list(folder.path.glob("*.tmp"))
-
-
-async def test_only_the_owner_may_read_or_write_the_folder(folder: PackedFolder) -> None:
-    packed = await obtain(folder)
-    assert packed is not None
-    packed.close()
     assert folder.path.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o022 == 0 for path in folder.path.iterdir())
 
 
 async def test_programs_that_are_loaded_at_the_same_time_have_paths_of_their_own(
-    folder: PackedFolder, expected: NDArray[np.float32]
+    filled: PackedFolder, expected: NDArray[np.float32]
 ) -> None:
-    files = [await obtain(folder) for _ in range(3)]
+    files = [await obtain(filled) for _ in range(3)]
     paths = [file.path for file in files if file is not None]
     assert len(set(paths)) == 3
     assert len({path.stat().st_ino for path in paths}) == 1
@@ -111,10 +130,10 @@ async def test_programs_that_are_loaded_at_the_same_time_have_paths_of_their_own
     for file in files:
         assert file is not None
         file.close()
-    again = await obtain(folder)
+    again = await obtain(filled)
     assert again is not None
     with again:
-        assert again.path == the_file(folder)
+        assert again.path == the_file(filled)
 
 
 def _embed_in_process(cache: str, barrier: object) -> bytes:
@@ -132,9 +151,9 @@ def test_processes_that_start_together_pack_once_and_share(
     tmp_path: Path, expected: NDArray[np.float32]
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, context.Pool(3) as pool:
-        barrier = manager.Barrier(3)
-        results = pool.starmap(_embed_in_process, [(str(tmp_path), barrier)] * 3)
+    with context.Manager() as manager, context.Pool(2) as pool:
+        barrier = manager.Barrier(2)
+        results = pool.starmap(_embed_in_process, [(str(tmp_path), barrier)] * 2)
     assert set(results) == {expected.tobytes()}
     assert len(list((tmp_path / ".packed").glob("*.weights"))) == 1
 
@@ -149,12 +168,12 @@ except BlockingIOError:
 """
 
 
-async def test_no_other_process_can_lock_a_file_in_use_for_writing(folder: PackedFolder) -> None:
-    packed = await obtain(folder)
+async def test_no_other_process_can_lock_a_file_in_use_for_writing(filled: PackedFolder) -> None:
+    packed = await obtain(filled)
     assert packed is not None
     with packed:
         program = Program.load(_PROGRAM, threads=1, packed_weights=packed.path)
-        command = [sys.executable, "-c", _HOLD, str(the_file(folder))]
+        command = [sys.executable, "-c", _HOLD, str(the_file(filled))]
         done = await anyio.run_process(command)
         assert done.stdout == b"locked\n"
         program.close()
@@ -181,15 +200,12 @@ def damage(content: bytes, number: int) -> bytes:
 
 @pytest.mark.parametrize("keeps_time", [False, True])
 async def test_a_damaged_file_is_never_used(
-    tmp_path: Path, expected: NDArray[np.float32], keeps_time: bool, anyio_backend: str
+    filled: PackedFolder, expected: NDArray[np.float32], keeps_time: bool, anyio_backend: str
 ) -> None:
     """Damage that keeps size and time is found by `verify="always"` alone."""
     if anyio_backend == "trio":
         pytest.skip("files know nothing of event loops")
-    folder = PackedFolder(tmp_path, verify="always" if keeps_time else "recorded")
-    packed = await obtain(folder)
-    assert packed is not None
-    packed.close()
+    folder = PackedFolder(filled.path.parent, verify="always" if keeps_time else "recorded")
     file = the_file(folder)
     whole, status = file.read_bytes(), file.stat()
     record = file.with_suffix(".json").read_bytes()
@@ -208,6 +224,8 @@ async def test_a_damaged_file_is_never_used(
         assert not file.exists()
         refused += 1
     assert refused > 290
+    if keeps_time:
+        return
     made_again = await obtain(folder)
     assert made_again is not None
     with made_again:
@@ -215,52 +233,50 @@ async def test_a_damaged_file_is_never_used(
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"not json", None])
-async def test_a_file_without_its_record_is_made_again(
-    folder: PackedFolder, expected: NDArray[np.float32], record: bytes | None
+async def test_a_file_without_its_record_is_not_used(
+    filled: PackedFolder, record: bytes | None
 ) -> None:
-    packed = await obtain(folder)
-    assert packed is not None
-    packed.close()
-    described = the_file(folder).with_suffix(".json")
+    file = the_file(filled)
+    described = file.with_suffix(".json")
     described.unlink()
     if record is not None:
         described.write_bytes(record)
-    again = await obtain(folder)
-    assert again is not None
-    with again:
-        np.testing.assert_array_equal(run(again.path), expected)
+    assert filled.open(file.stem) is None
+    assert not file.exists()
 
 
-async def test_a_program_replaced_under_the_same_name_is_packed_anew(
-    folder: PackedFolder, tmp_path: Path
+async def test_a_program_replaced_under_the_same_name_is_packed_again(
+    filled: PackedFolder, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.pte"
     program.write_bytes(_PROGRAM.read_bytes())
-    first = await obtain(folder, program)
+    first = await obtain(filled, program)
     assert first is not None
     first.close()
     other = _PROGRAM.with_name("tiny_clip_text.pte").read_bytes()
     replacement = tmp_path / "replacement.pte"
     replacement.write_bytes(other)
     replacement.replace(program)
-    second = await obtain(folder, program)
+    second = await obtain(filled, program)
     assert second is not None
     second.close()
-    assert {record.program_sha256 for record in folder.records()} == {
+    assert {record.program_sha256 for record in filled.records()} == {
         sha256_of(_PROGRAM),
         hashlib.sha256(other).hexdigest(),
     }
 
 
-async def test_the_hash_of_an_unchanged_program_is_asked_for_once(folder: PackedFolder) -> None:
+async def test_the_hash_of_an_unchanged_program_is_asked_for_once(filled: PackedFolder) -> None:
     asked = []
+    for known in filled.path.glob("*.id"):
+        known.unlink()
 
     def sha256() -> str:
         asked.append(1)
         return sha256_of(_PROGRAM)
 
     for _ in range(3):
-        packed = await folder.obtain(_PROGRAM, sha256, single_thread=True, at_any_size=True)
+        packed = await filled.obtain(_PROGRAM, sha256, single_thread=True, at_any_size=True)
         assert packed is not None
         packed.close()
     assert len(asked) == 1
@@ -317,6 +333,24 @@ async def test_a_damaged_program_is_not_packed_and_not_tried_again(
 
 
 @pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """Mount a folder over itself, so that it can only be read."""
+    with ExitStack() as mounts:
+
+        def mount(folder: Path) -> None:
+            if os.geteuid() != 0:
+                pytest.skip("file systems cannot be mounted here")
+            for options in ("bind", "bind,remount,ro"):
+                command = ["mount", "-o", options, str(folder), str(folder)]
+                if subprocess.run(command, check=False, capture_output=True).returncode:
+                    pytest.skip("file systems cannot be mounted here")
+                if options == "bind":
+                    mounts.callback(subprocess.run, ["umount", str(folder)], check=True)
+
+        yield mount
+
+
+@pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A separate file system of 1 MB, with 100 KB free."""
     mount = tmp_path / "full"
@@ -329,6 +363,51 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield mount
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+async def test_a_cache_that_can_only_be_read_is_a_line_in_the_log(
+    filled: PackedFolder, read_only: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The runtime opens a file for writing, even if it is complete."""
+    read_only(filled.path)
+    for program in (_PROGRAM, _PROGRAM.with_name("tiny_image.pte")):
+        caplog.clear()
+        assert await obtain(filled, program) is None
+        assert len(caplog.records) == 1
+        assert os.strerror(errno.EROFS) in caplog.text
+
+
+async def test_where_files_cannot_be_locked_models_are_loaded_without(
+    filled: PackedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert await obtain(filled) is None
+    assert len(caplog.records) == 1
+    assert os.strerror(errno.ENOLCK) in caplog.text
+    assert the_file(filled).exists()
+
+
+async def test_where_files_cannot_be_mapped_models_are_loaded_without(
+    folder: PackedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The runtime packs into memory there, and the child has no file to show."""
+    code = (
+        "import sys; from aioembed import _packed; from aioembed.runtime import Program; "
+        "load = Program.load; "
+        "Program.load = lambda path, *, packed_weights, **given: load(path, **given); "
+        "sys.exit(_packed.pack(*sys.argv[1:]))"
+    )
+
+    def command(_target: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        return [sys.executable, "-c", code, *arguments], dict(os.environ)
+
+    monkeypatch.setattr("aioembed._packed.python_child", command)
+    assert await obtain(folder) is None
+    assert "has no weights to pack" in caplog.text
+    assert not list(folder.path.glob("*.weights"))
 
 
 async def test_a_full_disk_ends_the_child_alone_and_leaves_nothing(
@@ -345,29 +424,20 @@ async def test_a_full_disk_ends_the_child_alone_and_leaves_nothing(
 
 
 async def test_a_child_that_is_killed_leaves_nothing_that_is_used(
-    folder: PackedFolder, expected: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+    filled: PackedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    key = the_file(filled).stem
+    filled.delete(key)
 
     def command(*_arguments: str) -> tuple[list[str], dict[str, str]]:
-        leftover = folder.path / f"{key}.1.tmp"
-        leftover.write_bytes(b"half")
+        (filled.path / f"{key}.1.tmp").write_bytes(b"half")
         return [sys.executable, "-c", killed], dict(os.environ)
 
-    packed = await obtain(folder)
-    assert packed is not None
-    key = packed.path.stem
-    packed.close()
-    folder.delete(key)
-    with monkeypatch.context() as patch:
-        patch.setattr("aioembed._packed.python_child", command)
-        assert await obtain(folder) is None
-    assert not list(folder.path.glob("*.tmp"))
-    monkeypatch.setattr(PackedFolder, "_unpackable", set())
-    again = await obtain(folder)
-    assert again is not None
-    with again:
-        np.testing.assert_array_equal(run(again.path), expected)
+    monkeypatch.setattr("aioembed._packed.python_child", command)
+    assert await obtain(filled) is None
+    assert filled.open(key) is None
+    assert not list(filled.path.glob("*.tmp"))
 
 
 async def test_a_cancelled_load_ends_the_child_and_the_next_one_packs(
@@ -382,49 +452,48 @@ async def test_a_cancelled_load_ends_the_child_and_the_next_one_packs(
     assert not list(folder.path.glob("*.tmp"))
 
 
-async def test_files_are_listed_counted_and_deleted(folder: PackedFolder) -> None:
-    assert folder.records() == []
-    assert folder.total_size() == 0
-    assert folder.prune() == 0
-    first, second = await obtain(folder), await obtain(folder)
+async def test_files_are_listed_counted_and_deleted(tmp_path: Path, filled: PackedFolder) -> None:
+    empty = PackedFolder(tmp_path / "empty")
+    assert (empty.records(), empty.total_size(), empty.prune()) == ([], 0, 0)
+    first, second = await obtain(filled), await obtain(filled)
     assert first is not None
     assert second is not None
-    (record,) = folder.records()
+    (record,) = filled.records()
     assert record.program == "tiny_clip_image.pte"
-    assert record.size == the_file(folder).stat().st_size
+    assert record.size == the_file(filled).stat().st_size
     assert record.is_current
-    assert record.size <= folder.total_size() < record.size + 2000  # links count once
-    assert folder.prune() == 0
-    assert folder.delete(record.key) >= record.size
-    assert folder.records() == []
+    assert record.size <= filled.total_size() < record.size + 2000  # links count once
+    assert filled.prune() == 0
+    assert filled.delete(record.key) >= record.size
+    assert filled.records() == []
     first.close()
     second.close()
 
 
-async def test_pruning_drops_what_other_versions_packed_and_leftovers(folder: PackedFolder) -> None:
-    packed = await obtain(folder)
+async def test_pruning_drops_what_other_versions_packed_and_leftovers(filled: PackedFolder) -> None:
+    packed = await obtain(filled)
     assert packed is not None
     packed.close()
-    (record,) = folder.records()
+    (record,) = filled.records()
     for key, changes in {"a": {"executorch": "0.9"}, "b": {"cpu": "another"}}.items():
         old = record.model_copy(update={"key": key, **changes})
-        (folder.path / f"{key}.json").write_text(old.model_dump_json())
-        (folder.path / f"{key}.weights").write_bytes(bytes(1000))
-    (folder.path / "c.123.tmp").write_bytes(bytes(1000))
-    assert folder.prune() > 3000
-    assert [record.key for record in folder.records()] == [record.key]
-    assert the_file(folder).exists()
+        (filled.path / f"{key}.json").write_text(old.model_dump_json())
+        (filled.path / f"{key}.weights").write_bytes(bytes(1000))
+    (filled.path / "c.123.tmp").write_bytes(bytes(1000))
+    assert filled.prune() > 3000
+    assert [record.key for record in filled.records()] == [record.key]
+    assert the_file(filled).exists()
 
 
 async def test_the_command_lists_counts_prunes_and_deletes_them(
-    folder: PackedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filled: PackedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 
     from aioembed.cli.cache import cache_app
 
-    monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path))
+    monkeypatch.setenv("AIOEMBED_CACHE", str(filled.path.parent))
 
     async def invoke(*arguments: str) -> str:
         call = partial(CliRunner().invoke, cache_app, list(arguments))
@@ -432,16 +501,16 @@ async def test_the_command_lists_counts_prunes_and_deletes_them(
         assert result.exit_code == 0, result.output
         return str(result.output)
 
-    packed = await obtain(folder)
+    packed = await obtain(filled)
     assert packed is not None
     packed.close()
-    (record,) = folder.records()
+    (record,) = filled.records()
     (listed,) = json.loads(await invoke("list", "--format", "json"))
     assert (listed["key"], listed["size"], listed["is_current"]) == (record.key, record.size, True)
     table = await invoke("list")
     assert record.key in table
     assert "tiny_clip_image.pte" in table
-    assert int(await invoke("size")) == folder.total_size()
+    assert int(await invoke("size")) == filled.total_size()
     assert "0 bytes freed" in await invoke("prune")
     assert record.key in await invoke("delete", record.key)
-    assert folder.records() == []
+    assert filled.records() == []

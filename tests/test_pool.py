@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from aioembed.errors import (
     UnknownModel,
     WrongEventLoop,
 )
-from aioembed.runtime import Program
 from aioembed.testing import ImageEmbeddingsStandIn, TextEmbeddingsStandIn
 
+from .handle.conftest import LivingPrograms, programs
 from .programs import TINY_IMAGE, TINY_IMAGE_PROGRAM
+
+__all__ = ["programs"]
 
 pytestmark = pytest.mark.anyio
 
@@ -69,42 +70,6 @@ def awake(pool: ModelPool[Any]) -> str:
     return "".join(name for name, state in pool.state.items() if state.is_ready)
 
 
-class LivingPrograms:
-    """Counts programs between the begin of their load and the end of their close."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._lock = threading.Lock()
-        self._open: set[int] = set()
-        self._loading = 0
-        self.most = 0
-        load, close = Program.load, Program.close
-
-        def counted_load(path: Any, **options: Any) -> Program:
-            self._change(1)
-            program = load(path, **options)
-            with self._lock:
-                self._loading -= 1
-                self._open.add(id(program))
-            return program
-
-        def counted_close(program: Program) -> None:
-            close(program)
-            with self._lock:
-                self._open.discard(id(program))
-
-        patch.setattr(Program, "load", counted_load)
-        patch.setattr(Program, "close", counted_close)
-
-    def _change(self, change: int) -> None:
-        with self._lock:
-            self._loading += change
-            self.most = max(self.most, self.count)
-
-    @property
-    def count(self) -> int:
-        return len(self._open) + self._loading
-
-
 # --- the storm
 
 
@@ -145,14 +110,14 @@ async def storm(pool: ModelPool[ImageEmbeddings], expected: dict[str, Any]) -> i
 
 
 async def test_a_storm_of_calls_over_six_models_with_memory_for_two(
-    monkeypatch: pytest.MonkeyPatch,
+    programs: LivingPrograms,
 ) -> None:
     models = real_models(6)
     expected = {}
     for name, model in models.items():
         async with model:
             expected[name] = [await model.forward(image) for image in _IMAGES]
-    programs = LivingPrograms(monkeypatch)
+    programs.most = 0
     sums: list[int] = []
     with anyio.fail_after(120):
         async with ModelPool(models, max_memory=2 * _SIZE + 1) as pool:

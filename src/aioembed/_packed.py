@@ -200,7 +200,8 @@ class PackedFolder:
         """
         data = self._data(key)
         try:
-            descriptor = os.open(data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Nothing is written, but the runtime opens it for writing, too, or does without it.
+            descriptor = os.open(data, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

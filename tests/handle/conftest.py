@@ -106,6 +106,48 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
     brake.release()
 
 
+class LivingPrograms:
+    """Counts programs between the begin of their load and the end of their close."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._lock = threading.Lock()
+        self._open: set[int] = set()
+        self._loading = 0
+        self.most = 0
+        load, close = Program.load, Program.close
+
+        def counted_load(path: Any, **options: Any) -> Program:
+            self._change(1)
+            program = load(path, **options)
+            with self._lock:
+                self._loading -= 1
+                self._open.add(id(program))
+            return program
+
+        def counted_close(program: Program) -> None:
+            close(program)
+            with self._lock:
+                self._open.discard(id(program))
+
+        patch.setattr(Program, "load", counted_load)
+        patch.setattr(Program, "close", counted_close)
+
+    def _change(self, change: int) -> None:
+        with self._lock:
+            self._loading += change
+            self.most = max(self.most, self.count)
+
+    @property
+    def count(self) -> int:
+        return len(self._open) + self._loading
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> LivingPrograms:
+    """Counts programs that are in memory."""
+    return LivingPrograms(monkeypatch)
+
+
 class Prepared:
     """Counts images that were decoded and preprocessed, and so wait for a batch or are in one."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from aioembed import ImageEmbeddings, Status, Threads
 from aioembed._packed import PackedFolder
 from aioembed.errors import AioembedError, InvalidConfig, ModelClosed
-from aioembed.runtime import Program
 from aioembed.state import ModelState
 
-from .conftest import Brake
+from ..programs import TINY_IMAGE_PROGRAM
+from .conftest import Brake, LivingPrograms
 
 pytestmark = pytest.mark.anyio
 
@@ -38,9 +38,21 @@ def asleep(state: ModelState) -> bool:
     return state.is_asleep
 
 
-def living_programs() -> int:
-    gc.collect()
-    return sum(isinstance(thing, Program) for thing in gc.get_objects())
+@pytest.fixture(scope="session")
+def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of a process that has loaded the program and packed its weights."""
+    cache = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aioembed._packed._SMALL", 0)
+        anyio.run(make(None, cache_dir=cache).load)
+    return cache
+
+
+@pytest.fixture
+def packed_cache(packed_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with the program's packed weights, though it is small."""
+    monkeypatch.setattr("aioembed._packed._SMALL", 0)
+    return shutil.copytree(packed_once, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -50,16 +62,15 @@ async def model() -> AsyncIterator[ImageEmbeddings]:
 
 
 async def test_an_unused_model_is_unloaded_and_the_next_call_wakes_it(
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8], programs: LivingPrograms
 ) -> None:
-    before = living_programs()
     async with make() as model:
         expected = await model.forward(pixels)
         for _ in range(3):
             state = await model.wait_for(asleep)
             assert (state.status, state.is_ready) == (Status.IDLE, False)
             with anyio.fail_after(30):
-                while living_programs() > before:  # noqa: ASYNC110  # freeing is no event
+                while programs.count:  # noqa: ASYNC110  # freeing is no event
                     await anyio.sleep(0.01)
             np.testing.assert_array_equal(await model.forward(pixels), expected)
             assert not model.state.is_asleep
@@ -177,14 +188,14 @@ async def test_closing_a_sleeping_model_closes_it(pixels: NDArray[np.uint8]) -> 
     await model.aclose()
 
 
-async def test_closing_while_a_model_falls_asleep_frees_it(pixels: NDArray[np.uint8]) -> None:
-    before = living_programs()
+async def test_closing_while_a_model_falls_asleep_frees_it(
+    pixels: NDArray[np.uint8], programs: LivingPrograms
+) -> None:
     for _ in range(10):
         async with make() as model:
             await model.forward(pixels)
             await model.wait_for(asleep)
-    del model
-    assert living_programs() == before
+        assert not programs.count
 
 
 async def test_a_wake_that_fails_is_the_error_of_the_call(
@@ -199,6 +210,23 @@ async def test_a_wake_that_fails_is_the_error_of_the_call(
         with pytest.raises(AioembedError):
             await model.forward(pixels)
         assert (model.state.status, model.state.is_asleep) == (Status.FAILED, False)
+
+
+async def test_a_program_replaced_while_the_model_sleeps_is_the_one_that_wakes(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    """Nothing of the old one is kept: vectors and space are those of the new one."""
+    async with ImageEmbeddings(TINY_IMAGE_PROGRAM, threads=1) as other:
+        expected, space = await other.forward(pixels), other.space_id
+    program, replacement = tmp_path / "program.pte", tmp_path / "replacement.pte"
+    shutil.copyfile(_PROGRAM, program)
+    shutil.copyfile(TINY_IMAGE_PROGRAM, replacement)
+    async with ImageEmbeddings(program, threads=1) as model:
+        await model.forward(pixels)
+        await model.sleep()
+        replacement.replace(program)
+        np.testing.assert_array_equal(await model.forward(pixels), expected)
+        assert model.space_id == space
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -334,14 +362,12 @@ async def test_auto_lets_models_sleep_that_wake_in_milliseconds(
 
 async def test_verifying_always_finds_damage_that_keeps_size_and_time(
     pixels: NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    packed_cache: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("aioembed._packed._SMALL", 0)
-    async with make(None, cache_dir=tmp_path, verify="always") as model:
+    async with make(None, cache_dir=packed_cache, verify="always") as model:
         expected = await model.forward(pixels)
-        (file,) = (tmp_path / ".packed").glob("*.weights")
+        (file,) = (packed_cache / ".packed").glob("*.weights")
         await model.sleep()
         status, content = file.stat(), bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
@@ -359,33 +385,28 @@ def test_a_way_to_verify_that_there_is_not_is_refused(wrong: Any) -> None:
 
 async def test_packed_weights_change_no_vector(
     pixels: NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    packed_cache: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("aioembed._packed._SMALL", 0)
     vectors = []
-    for packed in (False, True, True):
-        async with make(packed_weights=packed, cache_dir=tmp_path) as model:
+    for packed in (False, True):
+        async with make(packed_weights=packed, cache_dir=packed_cache) as model:
             vectors.append(await model.forward(pixels))
             await model.wait_for(asleep)
             vectors.append(await model.forward(pixels))
-    assert len(await anyio.to_thread.run_sync(PackedFolder(tmp_path).records)) == 1
+    assert len(await anyio.to_thread.run_sync(PackedFolder(packed_cache).records)) == 1
     assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
     for vector in vectors:
         np.testing.assert_array_equal(vector, vectors[0])
 
 
-async def test_copies_share_packed_weights(
-    pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aioembed._packed._SMALL", 0)
-    options = partial(ImageEmbeddings, _PROGRAM, cache_dir=tmp_path)
+async def test_copies_share_packed_weights(pixels: NDArray[np.uint8], packed_cache: Path) -> None:
+    options = partial(ImageEmbeddings, _PROGRAM, cache_dir=packed_cache)
     async with options(threads=1) as one, options(threads=Threads(replicas=3)) as three:
         expected = await one.forward(pixels)
         rows = await three.forward_batch([pixels] * 12)
     for row in rows:
         np.testing.assert_array_equal(row, expected)
-    (record,) = await anyio.to_thread.run_sync(PackedFolder(tmp_path).records)
-    links_count_once = await anyio.to_thread.run_sync(PackedFolder(tmp_path).total_size)
+    (record,) = await anyio.to_thread.run_sync(PackedFolder(packed_cache).records)
+    links_count_once = await anyio.to_thread.run_sync(PackedFolder(packed_cache).total_size)
     assert record.size <= links_count_once < 2 * record.size
