@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import anyio
 import pytest
 from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message
 
 from aioembed import ImageEmbeddings
 from aioembed.integrations.fastapi import app, router
+from aioembed.integrations.fastapi.route import EmbeddingRoute
 
+from ..programs import TINY_IMAGE
 from .conftest import picture, serving
+from .served import served
 
 pytestmark = pytest.mark.anyio
 
 PROTECTED = [
     "/embeddings",
+    "/embeddings/",
     "/v2/embed",
     "/v1/embeddings/",
     "/v1/embeddings",
@@ -68,7 +78,26 @@ METHODS = [
     "get",
     "X",
 ]
+OPEN = {"/", "/healthz", "/readyz", "/page.js", "/page.css", "/heatmap.js"}
+INSERTED = (
+    "%0a",
+    "%0d%0a",
+    "%00",
+    "%20",
+    "%2f",
+    "%2F",
+    "/",
+    "//",
+    "/./",
+    "/../",
+    "%2e%2e/",
+    ";",
+    "?",
+)
 BODY = json.dumps({"input": base64.b64encode(picture()).decode()}).encode()
+
+
+FUZZED = app(ImageEmbeddings(TINY_IMAGE), api_key="secret")
 
 
 async def ask(
@@ -132,6 +161,69 @@ async def test_no_included_route_answers_without_the_key(tiny: ImageEmbeddings) 
             status, content = await ask(including, "POST", "/embed" + form.format(path))
             assert status in {307, 401, 404, 405}
             assert b"embedding" not in content.replace(b"/embeddings", b"")
+
+
+def test_every_route_wants_the_key_but_those_that_are_known() -> None:
+    wanting: set[str] = set()
+    opened: set[str] = set()
+    for route in router(ImageEmbeddings(TINY_IMAGE), api_key="secret").routes:
+        assert isinstance(route, EmbeddingRoute)
+        (opened if route.is_open else wanting).add(route.path)
+    assert opened == OPEN
+    assert wanting == {one.replace("tiny-image", "{name:path}") for one in PROTECTED}
+
+
+@st.composite
+def odd_targets(draw: st.DrawFn) -> str:
+    """A protected path in a form that some server, proxy or framework reads as another."""
+    changed = ""
+    for character in draw(st.sampled_from(PROTECTED)):
+        change = draw(st.sampled_from(("", "", "", "", "encode", "twice", "case", "insert")))
+        if change == "encode":
+            changed += f"%{ord(character):02{draw(st.sampled_from('xX'))}}"
+        elif change == "twice":
+            changed += character * 2
+        elif change == "case":
+            changed += character.swapcase()
+        else:
+            changed += character
+        if change == "insert":
+            changed += draw(st.sampled_from(INSERTED))
+    return changed + draw(st.sampled_from(("", "", *INSERTED)))
+
+
+def check_answer(target: str, status: int, content: bytes) -> None:
+    path = unquote(target.partition("?")[0])
+    assert status in {400, 401, 404, 405} or path in OPEN, (target, status)
+    for protected in (b'"embedding"', b'"data"', b"aioembed_", b"is_ready"):
+        assert protected not in content, target
+
+
+@given(target=odd_targets(), method=st.sampled_from(("GET", "POST")))
+@settings(max_examples=150, deadline=None, database=None)
+def test_no_path_however_odd_answers_without_the_key(target: str, method: str) -> None:
+    path = unquote(target.partition("?")[0])
+    status, content = anyio.run(partial(ask, FUZZED, method, path, raw_path=target.encode()))
+    check_answer(target, status, content)
+
+
+@pytest.mark.slow
+def test_no_path_however_odd_answers_without_the_key_from_a_process() -> None:
+    with served("--api-key", "secret") as server:
+        parts = urlsplit(server.url)
+
+        @given(target=odd_targets(), method=st.sampled_from(("GET", "POST")))
+        @settings(max_examples=2000, deadline=None, database=None)
+        def fuzz(target: str, method: str) -> None:
+            where = (parts.hostname or "", parts.port or 0)
+            with socket.create_connection(where, timeout=60) as connection:
+                head = f"{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+                connection.sendall(head.encode() + BODY)
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            check_answer(target, int(answer[9:12]), answer)
+
+        fuzz()
 
 
 async def test_readyz_says_why_a_load_failed_to_those_with_the_key_alone(tmp_path: Path) -> None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import base64
+import socket
+import threading
+from functools import partial
+from typing import Any
 
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import httpx
 import numpy as np
 import pytest
@@ -53,6 +60,36 @@ async def test_an_image_is_fetched_where_the_policy_allows_its_host(tiny: ImageE
             found = await embed(client, input=f"{web.origin}/a.png")
         assert len(found.data) == 1
         assert len(web.requests) == 1
+
+
+async def test_names_that_nobody_answers_for_do_not_stop_others(
+    tiny: ImageEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, asked = threading.Event(), anyio.Event()
+    resolve = socket.getaddrinfo
+    token = anyio.lowlevel.current_token()
+
+    def lookup(host: str | bytes, *args: Any, **options: Any) -> Any:
+        if not str(host).startswith("dead"):
+            return resolve(host, *args, **options)
+        anyio.from_thread.run_sync(asked.set, token=token)
+        released.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "timed out")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    policy = SourcePolicy.untrusted().allow(private_addresses=True, ports=None)
+    async with (
+        LoopbackServer(lambda _request: Reply(body=PICTURE)) as web,
+        serving(tiny, policy=policy) as client,
+        anyio.create_task_group() as group,
+    ):
+        dead = {"input": [f"http://dead{number}.test/" for number in range(16)]}
+        group.start_soon(partial(client.post, "/v1/embeddings", json=dead))
+        await asked.wait()
+        found = await embed(client, input=[ENCODED, web.origin.replace("127.0.0.1", "localhost")])
+        assert len(found.data) == 2
+        group.cancel_scope.cancel()
+        released.set()
 
 
 async def test_base64_vectors_are_little_endian_float32(

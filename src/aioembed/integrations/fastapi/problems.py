@@ -138,7 +138,8 @@ def code_of(error: AioembedError) -> str:
 def words_of(error: AioembedError) -> str:
     """Return what an error says to an HTTP client: nothing about Python, nor about the server."""
     if isinstance(error, TextTooLong):
-        return f"{_without_advice(error)}: shorten it, or ask for truncation"
+        said = _without_advice(error)
+        return said if "shorten" in said else f"{said}: shorten it, or ask for truncation"
     if isinstance(error, SourceRefused):
         return (
             f"this server does not take images from there (rule {error.rule}): send an http(s) "
