@@ -18,7 +18,7 @@ import pytest
 from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.integrations.fastapi import Handle, ServerLimits
 from aioembed.integrations.fastapi.schemas import EmbeddingsResponse, ModelList
-from aioembed.testing._loopback import LoopbackServer, Reply
+from aioembed.testing._loopback import LoopbackServer, Reply, Request
 from aioembed.text import TextEmbeddings
 
 from .conftest import FIXTURES, picture, serving
@@ -92,6 +92,29 @@ async def test_names_that_nobody_answers_for_do_not_stop_others(
         released.set()
 
 
+async def test_images_that_are_being_fetched_are_bounded(tiny: ImageEmbeddings) -> None:
+    asked = anyio.Event()
+
+    def silent(_request: Request) -> Reply:
+        asked.set()
+        return Reply(hang_after=-1)
+
+    policy = SourcePolicy.untrusted().allow(private_addresses=True, ports=None)
+    limits = ServerLimits(max_fetches=1)
+    async with (
+        LoopbackServer(silent) as web,
+        serving(tiny, policy=policy, limits=limits) as client,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(partial(client.post, "/v1/embeddings", json={"input": web.origin}))
+        await asked.wait()
+        refused = await client.post("/v1/embeddings", json={"input": web.origin})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_fetches")
+        assert refused.headers["retry-after"] == "1"
+        assert len((await embed(client, input=ENCODED)).data) == 1
+        group.cancel_scope.cancel()
+
+
 async def test_base64_vectors_are_little_endian_float32(
     client: httpx.AsyncClient, tiny: ImageEmbeddings
 ) -> None:
@@ -137,6 +160,14 @@ async def test_text_and_image_models_may_share_a_name() -> None:
         classified = (await client.post("/v1/classify", json=body)).json()
         assert {score["label"] for score in classified["scores"]} == {"cat", "dog"}
         assert sum(score["probability"] for score in classified["scores"]) == pytest.approx(1)
+        for labels, prompts, code in (
+            (["a"] * 20, ["{}"] * 20, "too_many_inputs"),
+            (["x" * 50_000], ["{}" * 50_000], "text_too_long"),
+        ):
+            body = {"image": ENCODED, "labels": labels, "prompts": prompts}
+            refused = (await client.post("/v1/classify", json=body)).json()["error"]
+            assert refused["code"] == code
+            assert len(refused["message"]) < 500
         upload = {"image": ("a.png", PICTURE)}
         form = {"labels": ["cat", "dog"]}
         assert (await client.post("/v1/classify", files=upload, data=form)).json() == classified
