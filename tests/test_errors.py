@@ -82,6 +82,30 @@ def test_an_error_is_the_same_after_pickling(kind: type[AioembedError], protocol
     check(copy.copy(sample(kind)), kind)
 
 
+REASONS = {
+    "LOAD_FAILED",
+    "EXECUTION_FAILED",
+    "SCHEMA_MISMATCH",
+    "INVALID_ARGUMENT",
+    "INVALID_STATE",
+    "RESOURCE_DISPOSED",
+    "RESOURCE_BUSY",
+    "DOWNLOAD_FAILED",
+    "DOWNLOAD_ABORTED",
+    "UNKNOWN",
+}
+"""The codes of React Native ExecuTorch 0.10."""
+
+
+def test_every_reason_is_one_of_the_hooks_and_each_is_used() -> None:
+    assert {kind.reason for kind in every_class()} == REASONS
+
+
+def test_an_item_lends_its_reason_to_its_batch() -> None:
+    error = errors.BatchItemFailed("item 3", index=3, error=errors.FileReadFailed("no file"))
+    assert (error.code, error.reason) == (114, "INVALID_ARGUMENT")
+
+
 def test_causes_keep_their_order_and_own_errors_their_type() -> None:
     inner = sample(errors.ImageFetchFailed)
     outer = errors.BatchItemFailed("item 1", index=1, error=inner)

@@ -2,7 +2,7 @@
 
 from . import errors
 from .errors import AioembedError
-from .image import ImageEmbeddings, use_image_embeddings
+from .image import ImageEmbeddings, use_image_embedder, use_image_embeddings
 from .images import (
     ImageInput,
     SourcePolicy,
@@ -47,7 +47,7 @@ from .stream import (
     Err,
     Ok,
 )
-from .text import TextEmbeddings, use_text_embeddings
+from .text import TextEmbeddings, use_text_embedder, use_text_embeddings
 from .tokenize import TruncationWarning
 from .zero_shot import (
     Classification,
@@ -99,7 +99,9 @@ __all__ = [
     "errors",
     "load_image",
     "quantize",
+    "use_image_embedder",
     "use_image_embeddings",
+    "use_text_embedder",
     "use_text_embeddings",
 ]
 

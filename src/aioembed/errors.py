@@ -146,9 +146,12 @@ class AioembedError(Exception):
     Attributes:
         code: The numeric code of the React Native ExecuTorch hook, 101 (unknown) where it has
             none of its own; ExecuTorch's own number on `ExecutorchError`.
+        reason: The code that the hook has from 0.10 on, such as `LOAD_FAILED`; `UNKNOWN` where
+            none fits.
     """
 
     code: int = 101
+    reason: str = "UNKNOWN"
 
     def __reduce__(self) -> tuple[Callable[..., AioembedError], tuple[Any, ...]]:
         """Pickle the arguments, the attributes and the causes.
@@ -189,6 +192,7 @@ class InvalidConfig(AioembedError):
     """An option has a value that cannot work."""
 
     code = 112
+    reason = "INVALID_ARGUMENT"
 
 
 class MissingExtra(AioembedError):
@@ -208,6 +212,8 @@ class BrokenInstallation(AioembedError):
         advice: What to do about it.
     """
 
+    reason = "LOAD_FAILED"
+
     def __init__(self, message: str, *, advice: str) -> None:
         super().__init__(f"{message}; {advice}")
         self.found = message
@@ -218,16 +224,20 @@ class ModelNotLoaded(AioembedError):
     """`forward` was called before anything was loaded."""
 
     code = 102
+    reason = "INVALID_STATE"
 
 
 class ModelClosed(ModelNotLoaded):
     """The handle was closed; `load()` or `async with` opens it again."""
+
+    reason = "RESOURCE_DISPOSED"
 
 
 class WrongEventLoop(AioembedError):
     """The handle is open on another event loop: call it there, or open a handle on this one."""
 
     code = 112
+    reason = "INVALID_STATE"
 
 
 class ModelBusy(AioembedError):
@@ -238,6 +248,7 @@ class ModelBusy(AioembedError):
     """
 
     code = 104
+    reason = "RESOURCE_BUSY"
 
     def __init__(self, message: str, *, pending: int) -> None:
         super().__init__(message)
@@ -261,6 +272,7 @@ class BatchItemFailed(AioembedError):
         self.index = index
         self.error = error
         self.code: int = error.code
+        self.reason: str = error.reason
 
 
 class InternalError(AioembedError):
@@ -277,11 +289,14 @@ class InternalError(AioembedError):
 class IllegalStateMove(AioembedError):
     """The lifecycle refused a move that its table does not have."""
 
+    reason = "INVALID_STATE"
+
 
 class InvalidModelSource(AioembedError):
     """The model source is nothing that can be loaded."""
 
     code = 120
+    reason = "INVALID_ARGUMENT"
 
 
 class UnknownModel(InvalidModelSource):
@@ -290,6 +305,8 @@ class UnknownModel(InvalidModelSource):
 
 class ModelError(AioembedError):
     """The model's file or program is at fault."""
+
+    reason = "LOAD_FAILED"
 
 
 class ModelFileUnreadable(ModelError):
@@ -326,6 +343,7 @@ class UnknownPreprocessing(ModelError):
     """Nothing says what pixels an image program takes, and a guess would give wrong vectors."""
 
     code = 112
+    reason = "INVALID_ARGUMENT"
 
 
 class ExecutorchError(ModelError):
@@ -336,6 +354,8 @@ class ExecutorchError(ModelError):
         name: ExecuTorch's name for it, such as `OperatorMissing`.
         log: The last error lines of the runtime's log.
     """
+
+    reason = "EXECUTION_FAILED"
 
     def __init__(self, message: str, *, code: int, name: str, log: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -352,18 +372,21 @@ class WrongDimensions(ModelError):
     """A tensor has another shape or dtype than the program takes."""
 
     code = 116
+    reason = "SCHEMA_MISMATCH"
 
 
 class UnexpectedNumInputs(ModelError):
     """Another number of inputs was given than the program takes."""
 
     code = 121
+    reason = "SCHEMA_MISMATCH"
 
 
 class InvalidModelOutput(ModelError):
     """The program returned something that is not an embedding."""
 
     code = 115
+    reason = "SCHEMA_MISMATCH"
 
 
 class InvalidUserInput(AioembedError):
@@ -381,6 +404,7 @@ class InvalidUserInput(AioembedError):
     """
 
     code = 117
+    reason = "INVALID_ARGUMENT"
 
     def __init__(self, problem: str, *, rule: str | None = None, remedy: str = "") -> None:
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
@@ -422,12 +446,14 @@ class TokenizerError(AioembedError):
     """The tokenizer cannot be loaded or does not fit the model."""
 
     code = 122
+    reason = "LOAD_FAILED"
 
 
 class IncompatibleSpaces(AioembedError):
     """Vectors of two models of different spaces were to be compared."""
 
     code = 112
+    reason = "SCHEMA_MISMATCH"
 
 
 class IndexFileError(AioembedError):
@@ -446,6 +472,7 @@ class ResourceError(AioembedError):
     """A model file could not be brought into the cache."""
 
     code = 180
+    reason = "DOWNLOAD_FAILED"
 
 
 class DownloadFailed(ResourceError):
@@ -470,6 +497,7 @@ class DownloadCancelled(ResourceError):
     """`cancel()` ended the download; what arrived is kept for resuming."""
 
     code = 118
+    reason = "DOWNLOAD_ABORTED"
 
 
 class OfflineError(ResourceError):
@@ -495,11 +523,14 @@ class CheckpointError(ExportError):
 class DownloadControlError(AioembedError):
     """`pause()`, `resume()` or `cancel()` came at the wrong moment."""
 
+    reason = "INVALID_STATE"
+
 
 class DownloadInProgress(DownloadControlError):
     """A download of this file is under way already."""
 
     code = 181
+    reason = "RESOURCE_BUSY"
 
 
 class AlreadyPaused(DownloadControlError):

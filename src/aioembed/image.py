@@ -16,7 +16,7 @@ from .statistics import Stopwatch
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ImageEmbeddings", "use_image_embeddings"]
+__all__ = ["ImageEmbeddings", "use_image_embedder", "use_image_embeddings"]
 
 
 class ImageEmbeddings(EmbeddingHandle[ImageInput]):
@@ -186,3 +186,7 @@ def use_image_embeddings(model_source: ModelSource, prevent_load: bool = False) 
         prevent_load: Do not load when entered.
     """
     return ImageEmbeddings(model_source, prevent_load=prevent_load)
+
+
+use_image_embedder = use_image_embeddings
+"""The hook's name for it from 0.10 on."""

@@ -27,7 +27,7 @@ from .tokenize import Tokens, Truncate, report_truncation
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["TextEmbeddings", "use_text_embeddings"]
+__all__ = ["TextEmbeddings", "use_text_embedder", "use_text_embeddings"]
 
 _FRAMES_TO_CALLER = 5
 
@@ -250,3 +250,7 @@ def _with_tokenizer(spec: ModelSpec, tokenizer: str | os.PathLike[str] | None) -
             "tokenizer fetched too: pass the path of its tokenizer.json as tokenizer="
         )
     return spec
+
+
+use_text_embedder = use_text_embeddings
+"""The hook's name for it from 0.10 on."""

@@ -36,7 +36,9 @@ from aioembed import (
     cosine_similarity,
     dot_product,
     load_image,
+    use_image_embedder,
     use_image_embeddings,
+    use_text_embedder,
     use_text_embeddings,
 )
 from aioembed.errors import AioembedError, BatchItemFailed, ForwardTimeout, InvalidConfig
@@ -53,6 +55,8 @@ async def handles_keep_their_type(path: Path) -> None:
     async with TextEmbeddings(path, truncate="error") as text:
         assert_type(text, TextEmbeddings)
     assert_type(use_image_embeddings("efficientnet-lite0"), ImageEmbeddings)
+    assert_type(use_image_embedder("efficientnet-lite0"), ImageEmbeddings)
+    assert_type(use_text_embedder(path), TextEmbeddings)
     assert_type(use_text_embeddings(path, True), TextEmbeddings)
     assert_type(await image.load(), None)
     assert_type(await image.aclose(), None)
