@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from aioembed import (
     CLIP_PREPROCESSING,
     IMAGENET_PREPROCESSING,
     RNE_PREPROCESSING,
+    EmbeddingSpace,
     ImageEmbeddings,
+    ModelSpec,
     Preprocessing,
     cosine_similarity,
 )
 from aioembed import _probe as probing
+from aioembed._local_file import LocalFile
 from aioembed.errors import (
+    IntegrityError,
     InvalidConfig,
     InvalidProgram,
     ProbeIncomplete,
@@ -29,6 +37,7 @@ from aioembed.errors import (
     WrongDimensions,
 )
 from aioembed.images import preprocess
+from aioembed.models import Modality
 
 PROGRAMS = Path(__file__).parent / "programs"
 PICTURE = np.asarray(Image.radial_gradient("L").rotate(30).resize((90, 60)).convert("RGB"))
@@ -46,7 +55,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path / "cache"))
 
 
-async def vector(program: Path, preprocessing: Preprocessing | str | None = None) -> np.ndarray:
+async def vector(
+    program: Path | ModelSpec, preprocessing: Preprocessing | str | None = None
+) -> np.ndarray:
     async with ImageEmbeddings(program, preprocessing=preprocessing) as model:
         return await model.forward(PICTURE)
 
@@ -108,6 +119,124 @@ async def test_a_program_that_says_the_same_of_everything_is_refused(tmp_path: P
         await vector(path, "rne")
 
 
+async def test_a_text_program_that_says_the_same_of_everything_is_refused(tmp_path: Path) -> None:
+    path = Path(shutil.copy(PROGRAMS / "constant_text.pte", tmp_path / "constant.pte"))
+    with pytest.raises(InvalidProgram, match="same vector for two different texts"):
+        await probing.probe(path)
+
+
+async def test_of_several_outputs_something_must_say_which_is_the_embedding(
+    tmp_path: Path,
+) -> None:
+    mine = known("several", tmp_path)
+    with pytest.raises(InvalidConfig, match=r"nothing says which.*--output"):
+        await vector(mine, "rne")
+    second = await vector(mine.model_copy(update={"output": 1}), "rne")
+    third = await vector(mine.model_copy(update={"output": 2}), "rne")
+    assert cosine_similarity(second * second, third) > 0.99999  # it is squared there
+    with pytest.raises(InvalidConfig, match="none of number 3"):
+        await vector(mine.model_copy(update={"output": 3}), "rne")
+    (tmp_path / "mine.json").write_text(json.dumps({"output": 2}))
+    assert cosine_similarity(await vector(mine, "rne"), third) > 0.99999
+
+
+def known(name: str, folder: Path) -> ModelSpec:
+    """A copy of a program, as `mine.pte`, of a hash that is known: it needs no trial."""
+    path = Path(shutil.copy(PROGRAMS / f"{name}.pte", folder / "mine.pte"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelSpec(name="mine", source=str(path), modality="image", sha256=digest)
+
+
+async def test_the_only_output_that_is_a_vector_is_the_embedding(tmp_path: Path) -> None:
+    found = await vector(known("one_vector", tmp_path), "rne")
+    plain = await vector(known("plain_nchw", tmp_path), "rne")
+    assert cosine_similarity(found, plain) > 0.99999
+
+
+def _manifest(**changes: object) -> str:
+    names = ["last_hidden_state", "pooler_output", "attentions"]
+    specification = [1, {"type": "ModelOutput", "context": json.dumps(names)}]
+    component = {"file": "mine.pte", "metadata": {"out_spec": json.dumps(specification)}}
+    manifest = {"schema_version": 1, "components": {"model": component}}
+    return json.dumps({**manifest, **changes})
+
+
+async def test_an_export_of_transformers_names_its_outputs(tmp_path: Path) -> None:
+    mine = known("several", tmp_path)
+    second = await vector(mine.model_copy(update={"output": 1}), "rne")
+    (tmp_path / "export.json").write_text(_manifest())
+    assert cosine_similarity(await vector(mine, "rne"), second) > 0.99999
+    (tmp_path / "export.json").write_text(_manifest(schema_version=2))
+    with pytest.raises(InvalidConfig, match=r"export\.json.*schema_version is 2"):
+        await vector(mine, "rne")
+    (tmp_path / "export.json").write_text(_manifest(components=[]))
+    with pytest.raises(InvalidConfig, match=r"export\.json.*components"):
+        await vector(mine, "rne")
+
+
+async def test_a_schema_that_does_not_fit_its_program_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidProgram, match=r"get_model_schema.*outputs of forward"):
+        await vector(known("wrong_schema", tmp_path), "rne")
+
+
+async def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = known("plain_nchw", tmp_path)
+    hashed = []
+    digest = hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    await vector(mine, "rne")
+    await vector(mine, "imagenet")
+    assert hashed == [mine.source]
+    replacement = known("plain_nhwc", tmp_path)
+    with pytest.raises(IntegrityError):
+        await vector(mine, "rne")
+    await vector(replacement, "rne")
+    assert hashed == [mine.source] * 2
+
+
+def test_a_trial_counts_for_the_file_and_the_version_that_passed_it(program: Path) -> None:
+    cache = program.with_name("cache")
+    LocalFile(program, cache).mark_tried("1.5")
+    assert LocalFile(program, cache).was_tried("1.5")
+    assert not LocalFile(program, cache).was_tried("1.6")
+    program.write_bytes(program.read_bytes() + b" ")
+    assert not LocalFile(program, cache).was_tried("1.5")
+
+
+def test_a_record_that_cannot_be_kept_costs_its_facts_only(program: Path) -> None:
+    cache = program.with_name("a file")
+    cache.write_text("in the way")
+    file = LocalFile(program, cache)
+    file.mark_tried("1.5")
+    assert file.was_tried("1.5")
+    assert file.sha256() == hashlib.sha256(program.read_bytes()).hexdigest()
+    assert not LocalFile(program, cache).was_tried("1.5")
+
+
+def test_a_record_that_is_damaged_is_made_again(program: Path, tmp_path: Path) -> None:
+    file = LocalFile(program, tmp_path / "records")
+    file.mark_tried("1.5")
+    (record,) = (tmp_path / "records").rglob("*.json")
+    record.write_text("{")
+    assert not LocalFile(program, tmp_path / "records").was_tried("1.5")
+    file.sha256()
+    assert json.loads(record.read_text())["sha256"] == file.sha256()
+
+
+async def test_without_a_python_to_start_the_trial_says_what_to_set(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(ProbeIncomplete, match=r"sys\.executable is empty.*AIOEMBED_PYTHON"):
+        await probing.probe(program)
+    assert (await vector(known("plain_nchw", program.parent), "rne")).shape == (16,)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 @pytest.mark.parametrize(
     ("script", "words"),
@@ -129,24 +258,101 @@ async def test_a_trial_that_could_not_be_finished_says_why_and_keeps_the_file(
     assert await anyio.Path(program).exists()
 
 
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "height": st.sampled_from([112, 224, 448]),
+    "width": st.sampled_from([112, 224, 448]),
+    "resize": st.sampled_from(["stretch", "crop", "letterbox"]),
+    "interpolation": st.sampled_from(["bilinear", "bicubic"]),
+    "antialias": st.booleans(),
+    "scale": st.sampled_from([1.0, 1 / 255, 1 / 127.5]),
+    "mean": st.tuples(*[st.sampled_from([0.0, 0.25, 0.5])] * 3),
+    "std": st.tuples(*[st.sampled_from([0.25, 0.5, 1.0])] * 3),
+    "program_mean": st.tuples(*[st.sampled_from([0.0, 0.25])] * 3),
+    "program_std": st.tuples(*[st.sampled_from([0.5, 1.0])] * 3),
+}
+GEOMETRY = ("height", "width", "resize", "interpolation", "antialias")
+
+
+def space_of(preprocessing: Preprocessing) -> str:
+    return EmbeddingSpace.of(
+        weights="w", preprocessing=preprocessing, normalized=True, precision="fp32"
+    ).id
+
+
+def values(fields: dict[str, Any]) -> list[list[float]]:
+    """The program's value of the levels 0 and 255 of each channel, after its own arithmetic."""
+    return [
+        [((level * fields["scale"] - mean) / std - inner) / outer for level in (0, 255)]
+        for mean, std, inner, outer in zip(
+            fields["mean"],
+            fields["std"],
+            fields["program_mean"],
+            fields["program_std"],
+            strict=True,
+        )
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fixed_dictionaries(VALUES), st.fixed_dictionaries(VALUES))
+def test_two_spaces_are_one_where_and_only_where_the_pixels_are(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    same_pixels = [one[name] for name in GEOMETRY] == [other[name] for name in GEOMETRY]
+    same_values = np.allclose(values(one), values(other), rtol=1e-12)
+    ids = [space_of(Preprocessing(**fields)) for fields in (one, other)]
+    assert (ids[0] == ids[1]) == (same_pixels and same_values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries(VALUES), st.sampled_from(sorted(VALUES)), st.data())
+def test_a_change_of_one_field_changes_the_space(
+    fields: dict[str, Any], name: str, data: st.DataObject
+) -> None:
+    changed = {**fields, name: data.draw(VALUES[name])}
+    before, after = (space_of(Preprocessing(**one)) for one in (fields, changed))
+    assert (before == after) == (changed[name] == fields[name])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries(VALUES))
+def test_arithmetic_outside_and_inside_the_program_is_one_space(fields: dict[str, Any]) -> None:
+    plain = {**fields, "program_mean": (0.0,) * 3, "program_std": (1.0,) * 3}
+    inside = {
+        **plain,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "program_mean": plain["mean"],
+        "program_std": plain["std"],
+    }
+    assert space_of(Preprocessing(**plain)) == space_of(Preprocessing(**inside))
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("height", 448),
-        ("width", 448),
-        ("resize", "letterbox"),
-        ("interpolation", "bicubic"),
-        ("antialias", True),
-        ("scale", 1 / 127.5),
-        ("mean", (0.5, 0.5, 0.5)),
-        ("std", (1.0, 1.0, 0.5)),
-        ("program_mean", (0.1, 0.0, 0.0)),
-        ("program_std", (0.5, 1.0, 1.0)),
-    ],
+    ("field", "value"), [("shortest_edge", 256), ("pad_value", (114, 114, 114))]
 )
-def test_whatever_changes_the_values_changes_the_fingerprint(field: str, value: object) -> None:
-    changed = RNE_PREPROCESSING.model_copy(update={field: value})
-    assert changed.pixels_id != RNE_PREPROCESSING.pixels_id
+def test_what_a_crop_or_a_letterbox_does_is_part_of_the_space(field: str, value: object) -> None:
+    resize = "crop" if field == "shortest_edge" else "letterbox"
+    plain = RNE_PREPROCESSING.model_copy(update={"resize": resize})
+    assert space_of(plain) != space_of(plain.model_copy(update={field: value}))
+
+
+def test_images_and_texts_compare_by_the_weights_alone() -> None:
+    def space(modality: Modality, weights: str, pixels: Preprocessing | None) -> EmbeddingSpace:
+        return EmbeddingSpace.of(
+            weights=weights,
+            preprocessing=pixels,
+            normalized=True,
+            precision="fp32",
+            modality=modality,
+        )
+
+    images = space("image", "clip", CLIP_PREPROCESSING)
+    assert images.is_compatible(space("text", "clip", None))
+    assert space("text", "clip", None).is_compatible(images)
+    assert not images.is_compatible(space("text", "other", CLIP_PREPROCESSING))
+    assert not images.is_compatible(space("image", "clip", RNE_PREPROCESSING))
+    assert images == EmbeddingSpace(base=images.base)  # as an index of an earlier version has it
 
 
 def test_folded_and_unfolded_forms_of_the_same_arithmetic_agree() -> None:

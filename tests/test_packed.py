@@ -266,22 +266,6 @@ async def test_a_program_replaced_under_the_same_name_is_packed_again(
     }
 
 
-async def test_the_hash_of_an_unchanged_program_is_asked_for_once(filled: PackedFolder) -> None:
-    asked = []
-    for known in filled.path.glob("*.id"):
-        known.unlink()
-
-    def sha256() -> str:
-        asked.append(1)
-        return sha256_of(_PROGRAM)
-
-    for _ in range(3):
-        packed = await filled.obtain(_PROGRAM, sha256, single_thread=True, at_any_size=True)
-        assert packed is not None
-        packed.close()
-    assert len(asked) == 1
-
-
 async def test_small_programs_are_not_packed(folder: PackedFolder) -> None:
     found = await folder.obtain(_PROGRAM, partial(sha256_of, _PROGRAM), single_thread=True)
     assert found is None

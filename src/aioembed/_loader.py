@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from ._local_file import LocalFile
 from ._packed import PackedFile, PackedFolder, is_small
 from ._probe import probe, probe_once
 from ._signature import ModelContract, read_contract
@@ -23,7 +23,6 @@ from ._text_inputs import TextInputs
 from .errors import (
     IntegrityError,
     InvalidProgram,
-    ModelFileUnreadable,
     NotActive,
     ProbeFailed,
     ProbeIncomplete,
@@ -134,7 +133,7 @@ class LoadedModel:
         """
         if len(batch) > 1 and self.contract.max_batch > 1 and _is_stackable(batch):
             stacked = await _stacked(batch)
-            output = await _run(program, stacked, self.contract.batch_method)
+            output = await self._compute(program, stacked, self.contract.batch_method)
             return list(self.contract.embeddings(output, len(batch)))
         return [await self._run_one(program, inputs) for inputs in batch]
 
@@ -144,8 +143,16 @@ class LoadedModel:
             tensor[0] if tensor.ndim == len(shape) + 1 else tensor
             for tensor, shape in zip(inputs, shapes, strict=True)
         ]
-        output = await _run(program, fitted, self.contract.forward.name)
+        output = await self._compute(program, fitted, self.contract.forward.name)
         return self.contract.embeddings(output, 1).reshape(-1)
+
+    async def _compute(
+        self, program: Program, inputs: Sequence[NDArray[Any]], method: str
+    ) -> NDArray[Any]:
+        """Run a program on its own native thread; no Python thread waits for it."""
+        program.start(*inputs, method=method)
+        await to_end(lambda: anyio.wait_readable(program.completion_fd))
+        return program.collect()[self.contract.output]
 
     def close(self) -> None:
         """Free the programs' memory, when the runs in flight have ended. Blocks."""
@@ -153,13 +160,6 @@ class LoadedModel:
             program.close()
         for file in self.packed:
             file.close()
-
-
-async def _run(program: Program, inputs: Sequence[NDArray[Any]], method: str) -> NDArray[Any]:
-    """Run a program on its own native thread; no Python thread waits for it."""
-    program.start(*inputs, method=method)
-    await to_end(lambda: anyio.wait_readable(program.completion_fd))
-    return program.collect()[0]
 
 
 def _is_stackable(batch: Sequence[Inputs]) -> bool:
@@ -196,23 +196,23 @@ class ModelFiles:
     tokenizer: Path | None = None
 
 
-def _local_files(spec: ModelSpec, path: Path) -> ModelFiles:
-    """Return the files of a model that lies at `path`; blocks where its hash must be checked.
+def _local_files(spec: ModelSpec, file: LocalFile) -> ModelFiles:
+    """Return the files of a model on this machine; blocks where its hash must be checked.
 
     Raises:
         ModelFileUnreadable: The file cannot be read.
         IntegrityError: Its hash is not the one the spec gives.
     """
-    if spec.sha256 is not None and (found := _file_sha256(path)) != spec.sha256:
+    if spec.sha256 is not None and (found := file.sha256()) != spec.sha256:
         raise IntegrityError(
-            f"{shorten(path)} has sha256 {found[:12]}…, but {spec.name} is {spec.sha256[:12]}…: "
-            "the file is damaged or another one; fetch or install it again"
+            f"{shorten(file.path)} has sha256 {found[:12]}…, but {spec.name} is "
+            f"{spec.sha256[:12]}…: the file is damaged or another one; fetch or install it again"
         )
-    tokenizer = path.with_name(_TOKENIZER)
+    tokenizer = file.path.with_name(_TOKENIZER)
     if spec.tokenizer_source is not None:
-        return ModelFiles(path, partial(_file_sha256, path), local_file(spec.tokenizer_source))
+        return ModelFiles(file.path, file.sha256, local_file(spec.tokenizer_source))
     is_known = spec.modality == "text" and tokenizer.is_file()
-    return ModelFiles(path, partial(_file_sha256, path), tokenizer if is_known else None)
+    return ModelFiles(file.path, file.sha256, tokenizer if is_known else None)
 
 
 def _cached_files(spec: ModelSpec, files: Sequence[CachedFile]) -> ModelFiles:
@@ -221,16 +221,6 @@ def _cached_files(spec: ModelSpec, files: Sequence[CachedFile]) -> ModelFiles:
     named = spec.tokenizer_source
     tokenizer = others[0].path if others else named and local_file(named)
     return ModelFiles(program.path, lambda: program.sha256, tokenizer or None)
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise ModelFileUnreadable(
-            f"cannot read the model at {shorten(path)}: {exc.strerror}"
-        ) from exc
 
 
 def model_resources(spec: ModelSpec) -> list[Resource]:
@@ -283,9 +273,10 @@ class Loader:
             files = await self._fetch()
         else:
             self._lifecycle.move(Status.LOADING, download_progress=1.0)
-            files = await BlockingCall(partial(_local_files, self._spec, path)).run()
+            local = LocalFile(path, cache_folder(self._options.cache_dir))
+            files = await BlockingCall(partial(_local_files, self._spec, local)).run()
             if self._spec.sha256 is None:
-                await probe_once(path, cache_folder(self._options.cache_dir))
+                await probe_once(local)
         packed = await self._packed_weights(files)
         with ExitStack() as undo:
             for file in packed:

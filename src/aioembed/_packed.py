@@ -174,8 +174,7 @@ class PackedFolder:
 
         Args:
             program: The file.
-            sha256: Returns its hash. It is called in a worker thread, and not again for a file
-                that did not change.
+            sha256: Returns its hash; called in a worker thread.
             single_thread: Whether the program is to compute on one thread.
             at_any_size: Also for a program so small that it is hardly worth it.
         """
@@ -251,7 +250,7 @@ class PackedFolder:
         before = self.total_size()
         current = {record.key for record in self.records() if record.is_current}
         for path in self._files():
-            if path.suffix != ".id" and path.name.split(".")[0] not in current:
+            if path.name.split(".")[0] not in current:
                 path.unlink(missing_ok=True)
         return before - self.total_size()
 
@@ -269,7 +268,7 @@ class PackedFolder:
     ) -> PackedRecord:
         """Return the record of what is needed, but for the file's own figures."""
         self._check_usable()
-        program_sha256 = self._program_sha256(program, sha256)
+        program_sha256 = sha256()
         cpu = _cpu_fingerprint()
         facts = (program_sha256, EXECUTORCH_VERSION, cpu, single_thread)
         return PackedRecord(
@@ -294,19 +293,6 @@ class PackedFolder:
             raise PermissionError(
                 errno.EPERM, "others can write into the folder of packed weights", str(self.path)
             )
-
-    def _program_sha256(self, program: Path, sha256: Callable[[], str]) -> str:
-        """Return the hash of a program, from the last time if the file is the same."""
-        status = program.stat()
-        facts = (str(program.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
-        known = self.path / f"{_short_hash(facts)}.id"
-        with suppress(FileNotFoundError):
-            return known.read_text(encoding="ascii")
-        found = sha256()
-        temporary = known.with_name(f"{known.name}.{os.getpid()}.{threading.get_ident()}")
-        temporary.write_text(found, encoding="ascii")
-        temporary.replace(known)
-        return found
 
     def _is_whole(self, key: str, descriptor: int) -> bool:
         record = _read_record(self.path / f"{key}.json")

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+from numpy.typing import NDArray
 
 from ._child import python_child
+from ._local_file import LocalFile
 from ._tasks import BlockingCall
 from .errors import (
     AioembedError,
     InvalidProgram,
-    ModelFileUnreadable,
     ProbeFailed,
     ProbeIncomplete,
     shorten,
 )
-from .runtime import EXECUTORCH_VERSION, Program, TensorInfo, check_program_file
+from .runtime import EXECUTORCH_VERSION, MethodInfo, Program, TensorInfo, check_program_file
 
 __all__ = ["probe", "probe_once"]
-
-_logger = logging.getLogger("aioembed.handle")
 
 _SECONDS = 300.0
 _TYPED_ERROR = 3
@@ -76,46 +74,22 @@ async def probe(path: Path, *, seconds: float = _SECONDS) -> None:
     )
 
 
-async def probe_once(path: Path, folder: Path) -> None:
-    """Give a program on this machine whose hash nobody published its trial run, once.
-
-    A record in the cache folder names the file by place, size and time. Where it cannot be
-    written, the file is tried each time.
-
-    Args:
-        path: Of the `.pte` file.
-        folder: Of the cache.
+async def probe_once(file: LocalFile) -> None:
+    """Give a program on this machine whose hash is not published its trial run, once.
 
     Raises:
         ModelFileUnreadable: There is no such file, or it cannot be read.
         InvalidProgram: It is not a program, or the runtime refused it.
         ProbeFailed: The child crashed, or took too long.
     """
-    record = await BlockingCall(partial(_missing_record, path, folder)).run()
-    if record is None:
-        return
-    await probe(path)
-    await BlockingCall(partial(_write, record)).run()
+    if not await BlockingCall(partial(_was_tried, file)).run():
+        await probe(file.path)
+        await BlockingCall(partial(file.mark_tried, EXECUTORCH_VERSION)).run()
 
 
-def _missing_record(path: Path, folder: Path) -> Path | None:
-    """Return where to record that a file passed its trial, None where that is recorded."""
-    check_program_file(path)
-    try:
-        place, stat = path.resolve(), path.stat()
-    except OSError as exc:
-        raise ModelFileUnreadable(f"cannot read the model at {shorten(path)}: {exc}") from exc
-    identity = (str(place), stat.st_ino, stat.st_size, stat.st_mtime_ns, EXECUTORCH_VERSION)
-    record = folder / ".probed" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    return None if record.exists() else record
-
-
-def _write(record: Path) -> None:
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.touch()
-    except OSError:
-        _logger.debug("the trial run of a model cannot be recorded", exc_info=True)
+def _was_tried(file: LocalFile) -> bool:
+    check_program_file(file.path)
+    return file.was_tried(EXECUTORCH_VERSION)
 
 
 def _cause(returncode: int) -> str:
@@ -133,10 +107,13 @@ def try_program(path: str) -> int:
         program = Program.load(path)
         method = program.methods.get("forward")
         if method is not None:
-            inputs = [[_trial_input(info, run) for info in method.inputs] for run in range(2)]
-            first, second = (program.run(*tensors)[0] for tensors in inputs)
-            if method.inputs and _kind(method.inputs[0]) is not None:
-                _check_outputs(first, second, _kind(method.inputs[0]) or "")
+            inputs = [
+                [_trial_input(method, index, run) for index in range(len(method.inputs))]
+                for run in range(2)
+            ]
+            first, second = (program.run(*tensors) for tensors in inputs)
+            if method.inputs and (kind := _kind(method.inputs[0])):
+                _check_outputs(first, second, kind)
     except AioembedError as error:
         print(error, file=sys.stderr)  # noqa: T201  # the parent reads it
         return _TYPED_ERROR
@@ -150,23 +127,24 @@ def _kind(info: TensorInfo) -> str | None:
     return "texts" if info.dtype == "int64" else None
 
 
-def _trial_input(info: TensorInfo, run: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """Noise for pixels, and ids that every vocabulary has."""
+def _trial_input(method: MethodInfo, index: int, run: int) -> NDArray[Any]:
+    """Noise for pixels, ids that every vocabulary has, and a mask of ones."""
+    info = method.inputs[index]
     if info.dtype == "float32":
         return np.random.default_rng(run).random(info.shape, np.float32)
-    return np.full(info.shape, run, info.dtype)
+    return np.full(info.shape, 1 if index else run, info.dtype)
 
 
 def _check_outputs(
-    first: np.ndarray[Any, np.dtype[Any]], second: np.ndarray[Any, np.dtype[Any]], kind: str
+    first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]], kind: str
 ) -> None:
-    for output in (first, second):
-        if output.dtype.kind == "f" and not np.isfinite(output).all():
+    for outputs in (first, second):
+        if not all(np.isfinite(one).all() for one in outputs if one.dtype.kind == "f"):
             raise InvalidProgram(f"the program's vectors of {kind} are NaN or infinite")
-        if not output.any():
+        if not any(one.any() for one in outputs):
             raise InvalidProgram(f"the program's vectors of {kind} are all zeros")
-    if kind == "pictures" and np.array_equal(first, second):
+    if all(np.array_equal(one, other) for one, other in zip(first, second, strict=True)):
         raise InvalidProgram(
-            "the program gives the same vector for two different pictures: it was not exported "
+            f"the program gives the same vector for two different {kind}: it was not exported "
             "as it was meant, or its weights were not loaded"
         )

@@ -1,10 +1,10 @@
-"""What pixels an image program takes, where it does not say so: presets, files beside it."""
+"""What an image program takes and gives, where it does not say so: presets, files beside it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from .models import (
 )
 from .runtime import MethodInfo
 
-__all__ = ["PRESETS", "named_preprocessing", "preprocessing_beside", "read_preprocessing"]
+__all__ = ["PRESETS", "Beside", "named_preprocessing", "read_beside", "unknown"]
 
 PRESETS = {
     "rne": RNE_PREPROCESSING,
@@ -33,6 +33,10 @@ PRESETS = {
 themselves, other than the CLIP programs that are exported here."""
 
 _HUB_CONFIG = "preprocessor_config.json"
+_EXPORT_MANIFEST = "export.json"
+_EXPORT_VERSION = 1
+_EMBEDDINGS = ("image_embeds", "text_embeds", "pooler_output")
+"""Outputs of transformers' models that are the embedding, the best first."""
 _KERNELS = {2: "bilinear", 3: "bicubic"}
 _CHANNELS = 3
 
@@ -55,40 +59,88 @@ def named_preprocessing(name: str, forward: MethodInfo) -> Preprocessing:
                 f"no preprocessing is named {shorten(name)}: use {', '.join(PRESETS)}, or the path "
                 "of a .json file"
             )
-        return read_preprocessing(Path(name), forward)
+        said = _read(Path(name), forward).preprocessing
+        if said is None:
+            raise InvalidConfig(f"{shorten(name)} says nothing of the preprocessing")
+        return said
     return _fitted(preset, forward)
 
 
-def preprocessing_beside(program: Path, forward: MethodInfo) -> Preprocessing | None:
-    """Return what the files beside a program say: `NAME.json`, then `preprocessor_config.json`.
+class Beside(NamedTuple):
+    """What the files beside a program say.
+
+    Attributes:
+        preprocessing: Of images.
+        output: Which output is the embedding, from 0.
+    """
+
+    preprocessing: Preprocessing | None = None
+    output: int | None = None
+
+
+def read_beside(program: Path, forward: MethodInfo) -> Beside:
+    """Return what the files beside a program say, the first that says it.
+
+    They are `NAME.json`, a Hugging Face `preprocessor_config.json`, and the `export.json` that
+    transformers' exporters write.
 
     Raises:
         InvalidConfig: One of them cannot be read, or does not say what it should.
     """
+    said = Beside()
     for path in (program.with_suffix(".json"), program.with_name(_HUB_CONFIG)):
-        if path.is_file():
-            return read_preprocessing(path, forward)
-    return None
+        if said.preprocessing is None and path.is_file():
+            found = _read(path, forward)
+            output = found.output if said.output is None else said.output
+            said = Beside(found.preprocessing, output)
+    manifest = program.with_name(_EXPORT_MANIFEST)
+    if said.output is None and manifest.is_file():
+        said = said._replace(output=_of_export(_json(manifest), manifest, program, forward))
+    return said
 
 
-def read_preprocessing(path: Path, forward: MethodInfo) -> Preprocessing:
-    """Read a sidecar of `aioembed describe`, or a Hugging Face `preprocessor_config.json`.
-
-    Raises:
-        InvalidConfig: It cannot be read; names the file and the field.
-    """
+def _json(path: Path) -> dict[str, Any]:
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise InvalidConfig(f"cannot read the preprocessing in {shorten(path)}: {exc}") from exc
+        raise InvalidConfig(f"{shorten(path)} cannot be read: {exc}") from exc
     if not isinstance(content, dict):
         raise InvalidConfig(f"{shorten(path)} holds no JSON object")
+    return content
+
+
+def _read(path: Path, forward: MethodInfo) -> Beside:
+    """Read a sidecar of `aioembed describe`, or a Hugging Face `preprocessor_config.json`."""
+    content = _json(path)
     if path.name == _HUB_CONFIG or "image_processor_type" in content:
-        return _of_hub(content, path, forward)
+        return Beside(_of_hub(content, path, forward))
     try:
-        return Sidecar.model_validate(content).preprocessing
+        sidecar = Sidecar.model_validate(content)
     except (ValidationError, InvalidConfig) as exc:
         raise InvalidConfig(f"{shorten(path)} is not a sidecar of aioembed: {exc}") from exc
+    return Beside(sidecar.preprocessing, sidecar.output)
+
+
+def _of_export(
+    content: dict[str, Any], path: Path, program: Path, forward: MethodInfo
+) -> int | None:
+    """Return which output is the embedding, by the names that transformers' exporter recorded."""
+    version = content.get("schema_version", 1)
+    if version != _EXPORT_VERSION:
+        raise InvalidConfig(f"{shorten(path)}: schema_version is {version!r}; 1 is known")
+    try:
+        entries = {entry["file"]: entry["metadata"] for entry in content["components"].values()}
+        if program.name not in entries:
+            return None
+        _, specification = json.loads(entries[program.name]["out_spec"])
+        names = json.loads(specification["context"] or "[]")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise InvalidConfig(
+            f"{shorten(path)}: components or out_spec cannot be used: {exc!r}"
+        ) from exc
+    if len(names) != len(forward.outputs):
+        return None
+    return next((names.index(name) for name in _EMBEDDINGS if name in names), None)
 
 
 def unknown(spec_name: str, forward: MethodInfo, program: Path | None) -> UnknownPreprocessing:

@@ -216,13 +216,25 @@ class EmbeddingSpace(Frozen):
 
     Attributes:
         base: Fingerprint of checkpoint, image preprocessing and normalisation; the same for the
-            image and the text tower of one checkpoint, and for its fp32 and int8 programs.
+            fp32 and int8 programs of one checkpoint.
         precision: Of the program's weights. Vectors of two precisions over one base may be
             compared, with the small error that the exporter's report states.
+        modality: What the vectors are of.
+        weights: Fingerprint of the checkpoint alone, which vectors of images and of texts compare
+            by; None where it is not known.
     """
 
     base: str
     precision: Precision = "fp32"
+    modality: Modality = "image"
+    weights: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Spaces of one `id` are equal, whatever else is known of them."""
+        return isinstance(other, EmbeddingSpace) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @property
     def id(self) -> str:
@@ -230,7 +242,13 @@ class EmbeddingSpace(Frozen):
         return self.base if self.precision == "fp32" else f"{self.base}+{self.precision}"
 
     def is_compatible(self, other: EmbeddingSpace) -> bool:
-        """Whether vectors of the two spaces may be compared: they differ in precision at most."""
+        """Whether vectors of the two spaces may be compared.
+
+        Those of images with each other where the spaces differ in precision at most; those of
+        images and texts where both are of one checkpoint.
+        """
+        if self.modality != other.modality and None not in {self.weights, other.weights}:
+            return self.weights == other.weights
         return self.base == other.base
 
     @classmethod
@@ -241,6 +259,7 @@ class EmbeddingSpace(Frozen):
         preprocessing: Preprocessing | None,
         normalized: bool,
         precision: Precision,
+        modality: Modality = "image",
     ) -> Self:
         """Make the space of a checkpoint.
 
@@ -249,10 +268,19 @@ class EmbeddingSpace(Frozen):
             preprocessing: Of the images in this space; None where it has none.
             normalized: Whether the vectors have length 1.
             precision: Of the program's weights.
+            modality: What the vectors are of.
         """
         pixels = preprocessing.pixels_id if preprocessing else ""
-        digest = hashlib.sha256(f"{weights}|{pixels}|{normalized}".encode()).hexdigest()[:16]
-        return cls(base=digest, precision=precision)
+        return cls(
+            base=_fingerprint(f"{weights}|{pixels}|{normalized}"),
+            precision=precision,
+            modality=modality,
+            weights=_fingerprint(weights),
+        )
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Tokenization(Frozen):
@@ -289,6 +317,7 @@ class ProgramMetadata(Frozen):
         logit_scale: Factor on cosine similarities before the softmax or sigmoid.
         logit_bias: Added after the factor. A checkpoint that has one was trained with a sigmoid
             per pair of image and text, as SigLIP; the others with a softmax over the texts.
+        output: Which of several outputs is the embedding, from 0.
         recipe: Version of the exporter's graph rewrite.
     """
 
@@ -305,6 +334,7 @@ class ProgramMetadata(Frozen):
     precision: Precision = "fp32"
     logit_scale: float | None = None
     logit_bias: float | None = None
+    output: NonNegativeInt | None = None
     recipe: str
 
     @property
@@ -315,6 +345,7 @@ class ProgramMetadata(Frozen):
             preprocessing=self.preprocessing,
             normalized=self.normalized,
             precision=self.precision,
+            modality=self.modality,
         )
 
 
@@ -324,10 +355,12 @@ class Sidecar(Frozen):
     Attributes:
         format: Version of this record.
         preprocessing: Of images.
+        output: Which of several outputs is the embedding, from 0.
     """
 
     format: Literal[1] = 1
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None = None
+    output: NonNegativeInt | None = None
 
 
 class ModelSpec(Frozen):
@@ -342,6 +375,7 @@ class ModelSpec(Frozen):
         size_bytes: Of the file, where known; one of another size is logged as a warning.
         sha256: Of the file, 64 hexadecimal digits, where known.
         preprocessing: For programs that carry none themselves.
+        output: Which of several outputs is the embedding, from 0, where the program does not say.
         tokenizer_source: URL or path of `tokenizer.json`, for text.
         tokenizer_sha256: Of that file, where known.
         checkpoint: Name of the weights, for programs that carry no fingerprint of them; image
@@ -359,6 +393,7 @@ class ModelSpec(Frozen):
     size_bytes: PositiveInt | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     preprocessing: Preprocessing | None = None
+    output: NonNegativeInt | None = None
     tokenizer_source: str | None = None
     tokenizer_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     checkpoint: str | None = None

@@ -8,6 +8,7 @@ python -m tests.programs.build_image
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -53,12 +54,63 @@ class _Constant(nn.Module):
         return pixels.mean((2, 3)) * 0 + 1
 
 
+class _Several(nn.Module):
+    """Gives what it computes on the way, then two vectors, either of which may be the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = _Plain(channels_last=False).cells
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cells = torch.relu(self.cells(pixels))
+        pooled = cells.mean((2, 3))
+        return cells, pooled, pooled * pooled
+
+
+class _OneVector(nn.Module):
+    """Gives what it computes on the way, then the one output that can be an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = _Several()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        cells, pooled, _ = self.several(pixels)
+        return cells, pooled
+
+
+class _ConstantText(nn.Module):
+    """Gives every text the same vector."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return (ids * 0 + 1).float()
+
+
+def _schema(*outputs: tuple[int, ...]) -> str:
+    """Return what React Native ExecuTorch 0.10 reads, for an image program with these outputs."""
+
+    def tensor(*shape: int) -> dict[str, object]:
+        axes = [{"kind": "constant", "value": size} for size in shape]
+        return {"kind": "Tensor", "dtype": "float32", "shape": axes}
+
+    method = {"inputs": [tensor(1, 3, 32, 32)], "outputs": [tensor(*one) for one in outputs]}
+    return json.dumps({"forward": {**method, "runtimeConstraints": []}})
+
+
 def main() -> None:
     folder = Path(__file__).parent
     for channels_last, name in ((False, "plain_nchw.pte"), (True, "plain_nhwc.pte")):
         pixels = torch.zeros((1, 32, 32, 3) if channels_last else (1, 3, 32, 32))
         lower(_Plain(channels_last=channels_last), (pixels,)).write(folder / name)
-    lower(_Constant(), (torch.zeros(1, 3, 32, 32),)).write(folder / "constant.pte")
+    image = (torch.zeros(1, 3, 32, 32),)
+    lower(_Constant(), image).write(folder / "constant.pte")
+    texts = (torch.zeros(1, 8, dtype=torch.int64),)
+    lower(_ConstantText(), texts).write(folder / "constant_text.pte")
+    schemas = {"several": _schema((1, 16, 4, 4), (1, 16), (1, 16)), "wrong_schema": _schema((1, 8))}
+    for name, schema in schemas.items():
+        said = {"get_model_schema": schema}
+        lower(_Several(), image, constant_methods=said).write(folder / f"{name}.pte")
+    lower(_OneVector(), image).write(folder / "one_vector.pte")
     metadata = ProgramMetadata(
         name="tiny-image",
         modality="image",

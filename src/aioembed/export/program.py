@@ -282,7 +282,12 @@ def _prepared(
         if shape.antialias is None:
             raise InvalidConfig("pooling 'mean' is DINOv2's: other families have one embedding")
         shape = replace(shape, pooling="mean")
-    changes = {"layout": "patches", "patch_size": shape.patch_size}
+    changes = {
+        "layout": "patches",
+        "patch_size": shape.patch_size,
+        "program_mean": pixels.mean,
+        "program_std": pixels.std,
+    }
     return shape, pixels.preprocessing.model_copy(update=changes)
 
 

@@ -7,7 +7,7 @@ The runtime knows nothing of images or text.
 from __future__ import annotations
 
 from ._extension import load_failure
-from ._file import check_program_file
+from ._file import check_program_file, operators_outside
 from ._threads import available_cpus, set_thread_count, thread_count
 from .program import (
     EXECUTORCH_VERSION,
@@ -28,6 +28,7 @@ __all__ = [
     "backends",
     "check_program_file",
     "load_failure",
+    "operators_outside",
     "set_thread_count",
     "thread_count",
 ]

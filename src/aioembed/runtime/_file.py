@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InvalidProgram, ModelFileUnreadable, shorten
 
-__all__ = ["check_program_file"]
+__all__ = ["check_program_file", "operators_outside"]
 
 _HEAD_BYTES = 512
 _FLATBUFFER_MINIMUM = 8
@@ -20,6 +20,9 @@ _EXTENDED_MAGIC = b"eh00"
 _EXTENDED = struct.Struct("<4sIQQ")
 _EXTENDED_OFFSET = 8
 _SEGMENT_SIZE = struct.Struct("<Q")
+
+_EXECUTION_PLAN, _OPERATORS, _NAME, _OVERLOAD = 1, 6, 0, 1
+"""Numbers of fields in ExecuTorch's `schema/program.fbs`: of Program, ExecutionPlan, Operator."""
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
@@ -98,6 +101,60 @@ _WHAT_A_MODEL_IS = (
     "check the path: a model is a name that `aioembed models` lists, a .pte file or its URL, not a "
     "repository of the Hugging Face hub"
 )
+
+
+def operators_outside(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the operators that a program's methods call outside of delegates, such as `aten::add`.
+
+    They run one by one on the CPU's plain kernels; inside a delegate XNNPACK runs them together.
+
+    Raises:
+        ModelFileUnreadable: The file cannot be read.
+        InvalidProgram: It is not a program, or damaged.
+    """
+    check_program_file(path)
+    content = Path(path).read_bytes()
+    try:
+        (root,) = struct.unpack_from("<I", content)
+        names = set()
+        for plan in _tables(content, _field(content, root, _EXECUTION_PLAN)):
+            for operator in _tables(content, _field(content, plan, _OPERATORS)):
+                name, overload = (
+                    _text(content, _field(content, operator, field)) for field in (_NAME, _OVERLOAD)
+                )
+                names.add(f"{name}.{overload}" if overload else name)
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise InvalidProgram(f"{shorten(path)} is damaged: {exc}; fetch it again") from exc
+    return tuple(sorted(names))
+
+
+def _field(content: bytes, table: int, number: int) -> int | None:
+    """Return where what a field of a flatbuffer's table points to is; None where it is left out."""
+    (back,) = struct.unpack_from("<i", content, table)
+    vtable = table - back
+    (size,) = struct.unpack_from("<H", content, vtable)
+    entry = 4 + 2 * number
+    (offset,) = struct.unpack_from("<H", content, vtable + entry) if entry < size else (0,)
+    return _target(content, table + offset) if offset else None
+
+
+def _target(content: bytes, place: int) -> int:
+    return int(place + struct.unpack_from("<I", content, place)[0])
+
+
+def _tables(content: bytes, vector: int | None) -> list[int]:
+    if vector is None:
+        return []
+    (count,) = struct.unpack_from("<I", content, vector)
+    struct.unpack_from("<I", content, vector + 4 * count)  # fails where the count is damaged
+    return [_target(content, vector + 4 + 4 * index) for index in range(count)]
+
+
+def _text(content: bytes, place: int | None) -> str:
+    if place is None:
+        return ""
+    (length,) = struct.unpack_from("<I", content, place)
+    return content[place + 4 : place + 4 + length].decode()
 
 
 def _read_head(path: Path) -> tuple[bytes, int]:
