@@ -475,7 +475,7 @@ async def test_the_command_lists_counts_prunes_and_deletes_them(
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 
-    from aioembed.cli.cache import cache_app
+    from aioembed.cli.models import cache_app
 
     monkeypatch.setenv("AIOEMBED_CACHE", str(filled.path.parent))
 

@@ -6,16 +6,19 @@ import csv
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aioembed import EmbeddingSpace, ImageEmbeddings
 from aioembed.cli.index import IndexFormat, _line_writer, _Run
-from aioembed.index import EmbeddingIndex, SyncReport
+from aioembed.index import EmbeddingIndex, SyncReport, database
 
 from ..programs import TINY_IMAGE_PROGRAM
 from .conftest import Invoke, RunProcess
@@ -147,13 +150,7 @@ def test_a_missing_index_or_folder_is_said(
 def test_an_index_of_another_model_or_a_damaged_one_is_refused(
     invoke: Invoke, picture: Path, index_file: Path
 ) -> None:
-    import anyio
-
-    async def make() -> None:
-        async with EmbeddingIndex(index_file, space=EmbeddingSpace(base="0" * 16)) as index:
-            await index.add("x", [1.0] * 512)
-
-    anyio.run(make)
+    anyio.run(_make_index, index_file)
     for arguments in (("search", picture), ("index", picture.parent)):
         result = invoke(*arguments, "--index", index_file)
         assert result.exit_code == 7
@@ -236,15 +233,48 @@ def test_duplicates_are_shown_in_groups(
     assert "aioembed index" in result.stderr
 
 
+def _picture(path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _other_database(path: Path) -> None:
+    _execute(path, "CREATE TABLE invoices (number)")
+
+
+def _damaged(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+
+
+def _newer_version(path: Path) -> None:
+    anyio.run(_make_index, path)
+    _execute(path, "PRAGMA user_version = 99")
+
+
+async def _make_index(path: Path) -> None:
+    async with EmbeddingIndex(path, space=EmbeddingSpace(base="0" * 16)) as index:
+        await index.add("x", [1.0] * 512)
+
+
+def _execute(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100), "is not an index"),
-        (lambda path: path.mkdir(), "album.db"),
+        (_picture, "is not an index"),
+        (_folder, "album.db"),
+        (_other_database, "of something else"),
+        (_damaged, "is not an index"),
+        (_newer_version, "version 99"),
     ],
-    ids=["a picture", "a folder"],
 )
-def test_what_is_not_an_index_is_left_alone(
+def test_what_is_not_an_index_is_one_line_and_left_alone(
     invoke: Invoke,
     picture: Path,
     index_file: Path,
@@ -258,6 +288,46 @@ def test_what_is_not_an_index_is_left_alone(
         assert words in result.stderr
         assert "delete" not in result.stderr
         assert len(result.stderr.splitlines()) == 1
+    assert index_file.exists()
+
+
+def test_an_index_that_another_process_writes_is_one_line(
+    invoke: Invoke, picture: Path, index_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.001)
+    _index(invoke, picture.parent, index_file)
+    with closing(sqlite3.connect(index_file, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        (picture.parent / "new.png").write_bytes(picture.read_bytes())
+        result = invoke("index", picture.parent, "--index", index_file)
+        assert result.exit_code == 7
+        assert "another process" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert invoke("search", picture, "--index", index_file).exit_code == 0
+
+
+def test_a_folder_that_is_a_file_is_one_line(
+    invoke: Invoke, picture: Path, index_file: Path
+) -> None:
+    result = invoke("index", picture, "--index", index_file)
+    assert result.exit_code == 1
+    assert "Not a directory" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_results_fit_a_narrow_terminal(
+    invoke: Invoke, pictures: list[Path], index_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the paths is wider than 40 columns, and those are not cut off."""
+    folder = pictures[0].parent
+    (folder / ("long-" * 12 + ".png")).write_bytes(pictures[0].read_bytes())
+    _index(invoke, folder, index_file)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 24)))
+    lines = invoke("search", pictures[0], "--index", index_file).stdout.splitlines()
+    assert len(lines) == 5
+    assert "long-" * 12 + ".png" in "".join(lines)
+    assert all(len(line) <= 40 for line in lines if "long-" not in line)
 
 
 def test_an_interrupted_index_says_what_is_kept() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from aioembed import MODELS
 
 from .conftest import Invoke
@@ -32,3 +34,12 @@ def test_every_command_has_help(invoke: Invoke) -> None:
         result = invoke(command, "--help")
         assert result.exit_code == 0
         assert "--debug" in result.stdout
+
+
+def test_no_summary_of_a_command_is_cut_off(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (("--help",), ("cache", "--help")):
+        lines = invoke(*arguments).stdout.splitlines()
+        assert not [line for line in lines[1:] if line.endswith("...")]

@@ -16,9 +16,7 @@ pytest.importorskip("typer")
 import typer
 from typer.testing import CliRunner, Result
 
-from aioembed.cli.cache import cache_app
-from aioembed.cli.download import download
-from aioembed.cli.models import models
+from aioembed.cli.models import cache_app, download, models
 from aioembed.download import Cache, Fetcher, Resource
 
 

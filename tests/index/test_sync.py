@@ -291,14 +291,14 @@ async def test_links_that_lead_in_circles_are_walked_once(
     assert set(await index.errors(album)) == {str(album / "itself.png")}
 
 
-async def test_ten_thousand_files_that_are_no_pictures_are_passed_over(
+async def test_thousands_of_files_that_are_not_pictures_are_passed_over(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     (album / "texts").mkdir()
-    for number in range(10_000):
+    for number in range(2_000):
         (album / "texts" / f"{number}.txt").touch()
     report = await index.sync(album, model)
-    assert (report.scanned, report.ignored, report.embedded) == (10_005, 10_001, 4)
+    assert (report.scanned, report.ignored, report.embedded) == (2_005, 2_001, 4)
 
 
 async def test_pipes_and_names_that_are_no_text_are_errors_of_their_own(

@@ -10,16 +10,14 @@ import typer
 
 from aioembed import __version__
 
-from .cache import cache_app
 from .common import EXIT_CODE_HELP
 from .demo import demo
 from .describe import describe
 from .doctor import doctor
-from .download import download
 from .embed import embed, similarity
 from .export import export
 from .index import duplicates, index, search
-from .models import models
+from .models import cache_app, download, models
 from .serve import serve
 from .verify import verify
 

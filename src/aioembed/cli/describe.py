@@ -51,7 +51,7 @@ def describe(
     ] = "text",
     debug: DebugOption = False,
 ) -> None:
-    """Print what a .pte program takes and gives, and what it says of itself.
+    """Print what a .pte program takes and gives.
 
     A program of unknown origin is first tried in its own process.
     """

@@ -81,7 +81,7 @@ def export(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Export an encoder of a checkpoint as a .pte program; needs the extra `export`.
+    """Export an encoder as a .pte program; needs the extra `export`.
 
     Steps go to stderr, the report to stdout. Programs carry their preprocessing.
     """

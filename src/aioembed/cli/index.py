@@ -147,7 +147,7 @@ def index(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Index the pictures in folders, or bring the index up to date with them.
+    """Index folders of pictures, or bring an index up to date.
 
     Only pictures that are new or changed are embedded. Interrupted, it goes on where it was. A
     picture that fails does not hold up the others; stderr says why, and the exit code is 1.
@@ -387,6 +387,7 @@ def search(
     query: Annotated[
         str,
         typer.Argument(
+            metavar="QUERY",
             help="A picture's path or URI, - for stdin; words where the model has a text model.",
             autocompletion=complete_paths,
         ),
@@ -408,7 +409,7 @@ def search(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Find the pictures of an index that are nearest to a picture, or to words.
+    """Find the indexed pictures nearest to a picture, or to words.
 
     A picture that is indexed is searched by the vector that it has.
     """

@@ -135,11 +135,12 @@ def verify(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Try a model on the photographs that ship, under each preprocessing it may be made for.
+    """Try a model on the photographs that ship.
 
-    With a text model, counts the photographs whose nearest caption is their own; without, the
-    near-duplicates that find their photograph, which says less. Exits with 0 only if three quarters
-    are found and no other preprocessing does clearly better than the model's own.
+    It is tried under each preprocessing that it may be made for. With a text model, counts the
+    photographs whose nearest caption is their own; without, the near-duplicates that find their
+    photograph, which says less. Exits with 0 only if three quarters are found and no other
+    preprocessing does clearly better than the model's own.
     """
     with guarded(debug):
         album = photographs()
