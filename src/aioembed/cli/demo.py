@@ -26,6 +26,7 @@ from .common import (
     DEFAULT_MODEL,
     DebugOption,
     ModelOption,
+    PreprocessingOption,
     ThreadsOption,
     base_names,
     complete_paths,
@@ -128,6 +129,7 @@ def demo(
     ] = None,
     *,
     model: ModelOption = DEFAULT_MODEL,
+    preprocessing: PreprocessingOption = None,
     threads: ThreadsOption = None,
     save: Annotated[
         Path | None,
@@ -146,7 +148,7 @@ def demo(
     no network with the default model.
     """
     with guarded(debug):
-        handle = ImageEmbeddings(model, threads=threads)
+        handle = ImageEmbeddings(model, preprocessing=preprocessing, threads=threads)
         wanted, left_out = _wanted(folder)
         pictures, failures = anyio.run(_opened, wanted)
         for name, error in failures:

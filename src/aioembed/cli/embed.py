@@ -35,6 +35,7 @@ from .common import (
     MaxPixelsOption,
     ModelOption,
     OutputOption,
+    PreprocessingOption,
     SimilarityFormat,
     ThreadsOption,
     base_names,
@@ -302,6 +303,7 @@ def embed(
     ] = EmbeddingFormat.JSON,
     output: OutputOption = None,
     model: ModelOption = DEFAULT_MODEL,
+    preprocessing: PreprocessingOption = None,
     max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -326,7 +328,12 @@ def embed(
             binary=form is EmbeddingFormat.NPY,
             inputs=(named.image for named in wanted),
         )
-        handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
+        handle = ImageEmbeddings(
+            model,
+            preprocessing=preprocessing,
+            threads=threads,
+            source_policy=image_policy(max_pixels),
+        )
         encoder = _ENCODERS[form]()
         failed = anyio.run(partial(_embed, handle, wanted, encoder, output, debug=debug))
         if len(wanted) > 1 and failed:
@@ -372,6 +379,7 @@ def similarity(
     ] = SimilarityFormat.TABLE,
     output: OutputOption = None,
     model: ModelOption = DEFAULT_MODEL,
+    preprocessing: PreprocessingOption = None,
     max_pixels: MaxPixelsOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
@@ -386,7 +394,12 @@ def similarity(
         if len(wanted) < 2:  # noqa: PLR2004  # a similarity is of two
             raise usage_error("similarity needs at least two images")
         check_output(output, inputs=(named.image for named in wanted))
-        handle = ImageEmbeddings(model, threads=threads, source_policy=image_policy(max_pixels))
+        handle = ImageEmbeddings(
+            model,
+            preprocessing=preprocessing,
+            threads=threads,
+            source_policy=image_policy(max_pixels),
+        )
         space_id, outcomes = anyio.run(_compare, handle, wanted)
         result = _encode(handle.spec.name, space_id, outcomes, form, plain=output is not None)
         write_result(result, output)

@@ -32,6 +32,7 @@ from .common import (
     IndexModelOption,
     MaxPixelsOption,
     OutputOption,
+    PreprocessingOption,
     TextModelOption,
     ThreadsOption,
     check_output,
@@ -144,6 +145,7 @@ def index(
     model: IndexModelOption = None,
     text_model: TextModelOption = None,
     max_pixels: MaxPixelsOption = None,
+    preprocessing: PreprocessingOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -172,7 +174,7 @@ def index(
         else:
             run = _Run(index_file, folders, exclude, form, prune=prune)
             try:
-                anyio.run(partial(run.sync, model, text_model, max_pixels, threads))
+                anyio.run(partial(run.sync, model, preprocessing, text_model, max_pixels, threads))
             except KeyboardInterrupt:
                 warn(run.describe_interruption())
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -203,6 +205,7 @@ class _Run:
     async def sync(
         self,
         model: str | None,
+        preprocessing: str | None,
         text_model: str | None,
         max_pixels: int | None,
         threads: int | None,
@@ -214,6 +217,7 @@ class _Run:
                 raise usage_error("name a folder: nothing was indexed before")
             pictures = ImageEmbeddings(
                 model or info.model or DEFAULT_MODEL,
+                preprocessing=preprocessing,
                 threads=threads,
                 source_policy=image_policy(max_pixels),
             )
@@ -406,6 +410,7 @@ def search(
     output: OutputOption = None,
     model: IndexModelOption = None,
     text_model: TextModelOption = None,
+    preprocessing: PreprocessingOption = None,
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -421,6 +426,7 @@ def search(
             index_file,
             query,
             model=model,
+            preprocessing=preprocessing,
             text_model=text_model,
             threads=threads,
             k=count,
@@ -435,6 +441,7 @@ async def _search(
     query: str,
     *,
     model: str | None,
+    preprocessing: str | None,
     text_model: str | None,
     threads: int | None,
     k: int,
@@ -452,6 +459,7 @@ async def _search(
             (picture,) = named_images([query])
             pictures = ImageEmbeddings(
                 model or info.model or DEFAULT_MODEL,
+                preprocessing=preprocessing,
                 threads=threads,
                 source_policy=image_policy(),
             )

@@ -15,7 +15,7 @@ from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.images import SourcePolicy
 from aioembed.runtime import available_cpus
 
-from .common import DebugOption, ThreadsOption, guarded, warn
+from .common import DebugOption, PreprocessingOption, ThreadsOption, guarded, warn
 
 if TYPE_CHECKING:
     from .serving import ModelChoice
@@ -79,6 +79,7 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Keys, one on each line.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    preprocessing: PreprocessingOption = None,
     threads: ThreadsOption = None,
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of each model, of one thread each.")
@@ -178,6 +179,7 @@ def serve(
 
         options = ServerOptions(
             models=tuple(_choices(models or [], text_models or [], tokenizer)),
+            preprocessing=preprocessing,
             api_keys=_keys(api_key, api_key_file),
             policy=_policy(allow_host, allow_private),
             limits={

@@ -67,6 +67,7 @@ class ServerOptions(BaseModel):
 
     Attributes:
         models: At least one.
+        preprocessing: As for `ImageEmbeddings`, of all image models.
         api_keys: Of which one is wanted from clients, if there are any.
         policy: What images may be and where they may come from.
         limits: As for `ServerLimits`.
@@ -90,6 +91,7 @@ class ServerOptions(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     models: tuple[ModelChoice, ...]
+    preprocessing: str | None = None
     api_keys: tuple[str, ...] | None = None
     policy: SourcePolicy = SourcePolicy.untrusted()
     limits: Mapping[str, float] = {}
@@ -419,6 +421,7 @@ def _handle(
         )
     return ImageEmbeddings(
         spec,
+        preprocessing=options.preprocessing,
         source_policy=options.policy,
         threads=threads,
         queueing=queueing,
