@@ -98,6 +98,23 @@ async def test_unknown_addresses_are_answered_in_the_same_form(
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://example.org:99999/a.png", "its port must be from 1 to 65535"),
+        ("http://xn--n3h.invalid/a.png", "its host or port is malformed"),
+        ("http://0x7f000001/a.png", "only some programs read as an address"),
+        ("http://10.0.0.1/a.png", "a public host"),
+    ],
+)
+async def test_a_url_that_cannot_be_fetched_is_answered_with_the_reason(
+    client: httpx.AsyncClient, url: str, said: str
+) -> None:
+    answer = await client.post("/v1/embeddings", json={"input": url})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(("declared", "read"), [({}, 51_000), ({"content-length": "99999"}, 0)])
 async def test_a_body_is_read_no_further_than_the_cap(
     tiny: ImageEmbeddings, declared: dict[str, str], read: int

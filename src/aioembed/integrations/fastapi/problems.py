@@ -141,6 +141,8 @@ def words_of(error: AioembedError) -> str:
         said = _without_advice(error)
         return said if "shorten" in said else f"{said}: shorten it, or ask for truncation"
     if isinstance(error, SourceRefused):
+        if error.rule == "malformed":  # which no server takes
+            return error.problem
         return (
             f"this server does not take images from there (rule {error.rule}): send an http(s) "
             "URL of a public host, a data URI, base64 or a file"
