@@ -288,6 +288,7 @@ STATES = [
     DOWNLOADING,
     DOWNLOADING.model_copy(update={"is_paused": True}),
     ModelState(status=Status.LOADING, download_progress=1),
+    ModelState(status=Status.LOADING, download_progress=1, is_waking=True),
     ModelState(status=Status.READY, download_progress=1),
     ModelState(status=Status.GENERATING, download_progress=1, queue_depth=1_000_000),
     FAILED,
@@ -305,7 +306,9 @@ async def test_every_state_fits_and_takes_the_height_it_needs(width: int) -> Non
             await after_frames(pilot, model, 2)
             size = app.status.content_size
             lines = app.status.render().plain.splitlines()
-            name = "asleep" if state.is_asleep else state.status
+            name = {(True, False): "asleep", (False, True): "waking"}.get(
+                (state.is_asleep, state.is_waking), state.status
+            )
             assert lines[0].startswith(f"● {name} a-model")
             assert app.status.has_class(f"-{state.status}")
             if state is FAILED:

@@ -163,7 +163,8 @@ class ModelStatus(Widget, can_focus=True):
         """Return up to three lines, more for a long error."""
         state = self.state
         width = max(1, self.content_size.width or _WIDTH)
-        heading = f"● {'asleep' if state.is_asleep else state.status} "
+        doing = "asleep" if state.is_asleep else "waking" if state.is_waking else state.status
+        heading = f"● {doing} "
         name = Content(self._model.spec.name).truncate(max(1, width - len(heading)), ellipsis=True)
         lines = [self._styled(("state", heading), ("name", name.plain))]
         if state.status is Status.DOWNLOADING:
