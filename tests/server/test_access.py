@@ -1,4 +1,4 @@
-"""With a key, nothing that is protected answers without it: no form of a path or method helps."""
+"""No protected route answers without the key, whatever the form of its path or method."""
 
 from __future__ import annotations
 
@@ -163,14 +163,14 @@ async def test_no_included_route_answers_without_the_key(tiny: ImageEmbeddings) 
             assert b"embedding" not in content.replace(b"/embeddings", b"")
 
 
-def test_every_route_wants_the_key_but_those_that_are_known() -> None:
-    wanting: set[str] = set()
-    opened: set[str] = set()
+def test_every_route_requires_the_key_but_those_that_are_listed() -> None:
+    with_key: set[str] = set()
+    without_key: set[str] = set()
     for route in router(ImageEmbeddings(TINY_IMAGE), api_key="secret").routes:
         assert isinstance(route, EmbeddingRoute)
-        (opened if route.is_open else wanting).add(route.path)
-    assert opened == OPEN
-    assert wanting == {one.replace("tiny-image", "{name:path}") for one in PROTECTED}
+        (without_key if route.is_open else with_key).add(route.path)
+    assert without_key == OPEN
+    assert with_key == {one.replace("tiny-image", "{name:path}") for one in PROTECTED}
 
 
 @st.composite
@@ -234,5 +234,5 @@ async def test_readyz_says_why_a_load_failed_to_those_with_the_key_alone(tmp_pat
         assert answer.status_code == 503
         assert "secret-place" not in answer.text.replace(model.spec.name, "")
         assert str(tmp_path)[:12] not in answer.text
-        told = await client.get("/readyz", headers={"Authorization": "Bearer secret"})
-        assert str(tmp_path)[:12] in told.text
+        reason = await client.get("/readyz", headers={"Authorization": "Bearer secret"})
+        assert str(tmp_path)[:12] in reason.text

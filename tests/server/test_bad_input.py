@@ -1,4 +1,4 @@
-"""Requests at fault: each has its status, and the server is unharmed."""
+"""Invalid requests: each has its status, and the next request is answered."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ EPS = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").dec
 JSON = "application/json"
 
 CASES: dict[str, tuple[str | bytes, str, int, str]] = {
-    "no JSON": ("{", JSON, 400, "invalid_json"),
-    "no UTF-8": (b'{"input": "\xff"}', JSON, 400, "invalid_json"),
+    "not JSON": ("{", JSON, 400, "invalid_json"),
+    "not UTF-8": (b'{"input": "\xff"}', JSON, 400, "invalid_json"),
     "nested garbage": ("[" * 100_000, JSON, 400, "invalid_json"),
     "nested input": ('{"input": [[[[1]]]]}', JSON, 400, "invalid_request"),
     "tokens": ('{"input": [1, 2]}', JSON, 400, "invalid_request"),
@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str | bytes, str, int, str]] = {
     "null": ('{"input": null}', JSON, 400, "invalid_request"),
     "a number": ('{"input": 3}', JSON, 400, "invalid_request"),
     "no input": ("{}", JSON, 400, "invalid_request"),
-    "no object": ("[1]", JSON, 400, "invalid_request"),
+    "not an object": ("[1]", JSON, 400, "invalid_request"),
     "text and image": ('{"input": [{"text": "a", "image": "b"}]}', JSON, 400, "invalid_request"),
     "an empty object": ('{"input": [{}]}', JSON, 400, "invalid_request"),
     "input and messages": ('{"input": "a", "messages": []}', JSON, 400, "invalid_request"),
@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str | bytes, str, int, str]] = {
     "a path": ('{"input": "/etc/passwd"}', JSON, 400, "source_refused"),
     "a file URI": ('{"input": "file:///etc/passwd"}', JSON, 400, "source_refused"),
     "EPS": (json.dumps({"input": f"data:;base64,{EPS}"}), JSON, 415, "unsupported_image_format"),
-    "no image": ('{"input": "data:;base64,aGVsbG8="}', JSON, 422, "image_decode_error"),
+    "not an image": ('{"input": "data:;base64,aGVsbG8="}', JSON, 422, "image_decode_error"),
     "text/plain": ('{"input": "a"}', "text/plain", 415, "unsupported_content_type"),
     "no type": ("{}", "", 415, "unsupported_content_type"),
     "a form without boundary": ("a", "multipart/form-data", 400, "invalid_form"),
@@ -298,7 +298,7 @@ async def test_one_of_several_keys_is_enough(tiny: ImageEmbeddings) -> None:
             assert (await client.get("/v1/models", headers=headers)).status_code == status
 
 
-async def test_what_cannot_be_served_is_refused_at_once(tiny: ImageEmbeddings) -> None:
+async def test_invalid_options_are_refused_immediately(tiny: ImageEmbeddings) -> None:
     with pytest.raises(InvalidConfig, match="at least one model"):
         lifespan([])
     with pytest.raises(InvalidConfig, match="two image models"):

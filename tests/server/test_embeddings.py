@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` and the addresses beside it."""
+"""`POST /v1/embeddings`, `/v1/similarity` and `/v1/classify`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_an_image_is_fetched_where_the_policy_allows_its_host(tiny: ImageE
         assert len(web.requests) == 1
 
 
-async def test_names_that_nobody_answers_for_do_not_stop_others(
+async def test_names_that_do_not_resolve_do_not_delay_other_requests(
     tiny: ImageEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released, asked = threading.Event(), anyio.Event()

@@ -1,4 +1,4 @@
-"""Multipart forms: files to the byte, and what is not a form."""
+"""Multipart forms: files byte for byte, and what is not a form."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_what_httpx_sends_is_read_to_the_byte(files: list[bytes], text: st
         ),
     ],
 )
-async def test_what_is_no_form_is_refused(body: bytes, content_type: str, said: str) -> None:
+async def test_what_is_not_a_form_is_refused(body: bytes, content_type: str, said: str) -> None:
     with pytest.raises(Problem, match=said) as refused:
         await form_fields(received(body, content_type), 16)
     assert refused.value.status == 400

@@ -24,7 +24,7 @@ GOOD = base64.b64encode(picture()).decode()
 BODIES = {
     "embedded": {"input": GOOD},
     "several": {"input": [GOOD, GOOD]},
-    "no image": {"input": "data:;base64,aGVsbG8="},
+    "not an image": {"input": "data:;base64,aGVsbG8="},
     "private URL": {"input": "http://127.0.0.1/a"},
     "invalid": {"input": [[]]},
     "large and invalid": {"input": GOOD * 1000, "inputs": 1},
@@ -32,7 +32,7 @@ BODIES = {
 
 
 class Client:
-    """Sends one body, and then stays."""
+    """Sends one body and keeps the connection open."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 BODY = {"input": base64.b64encode(picture()).decode()}
 
 
-async def test_readyz_tells_the_progress_of_a_download(tmp_path: Path) -> None:
+async def test_readyz_reports_the_progress_of_a_download(tmp_path: Path) -> None:
     async with HubServer(bytes_per_second=60_000) as hub:
         url = hub.add("someone/model", "model.pte", TINY_IMAGE_PROGRAM.read_bytes())
         model = ImageEmbeddings(url, cache_dir=tmp_path)
@@ -122,7 +122,7 @@ async def test_work_is_cancelled_when_its_client_goes_away(
             await tiny.wait_for(lambda state: state.queue_depth == 1)
             inference.release()
         assert tiny.statistics().cancelled == 1
-        assert messages[0]["status"] == 499  # which nobody gets
+        assert messages[0]["status"] == 499  # which the client does not get
 
 
 async def test_streams_end_when_the_server_stops(tiny: ImageEmbeddings) -> None:
@@ -138,7 +138,7 @@ async def test_streams_end_when_the_server_stops(tiny: ImageEmbeddings) -> None:
             assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_a_stream_ends_after_a_while_so_that_none_is_held_for_good(
+async def test_a_stream_ends_after_its_time(
     tiny: ImageEmbeddings,
 ) -> None:
     async with serving(tiny, limits=ServerLimits(stream_seconds=0.01)) as client:
@@ -210,7 +210,7 @@ async def test_a_failed_load_is_tried_again_and_logged(
     assert "late.pte (image) cannot be loaded" in caplog.text
 
 
-async def test_metrics_tell_of_requests_and_models(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_requests_and_models(client: httpx.AsyncClient) -> None:
     await client.post("/v1/embeddings", json=BODY)
     await client.post("/v1/embeddings", content=b"{")
     await client.get("/some/random/path")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 LOAD = Path(__file__).resolve().parents[2] / "benchmarks" / "server_load.py"
 BODY = 16 << 20
 DOCUMENTED = 800 << 20
-"""Bytes that bodies may need beside the models, by docs/web-backends.md."""
+"""Bytes that bodies may take in addition to the models, from docs/web-backends.md."""
 
 
 def test_everything_is_answered_and_given_back_under_a_mixed_load() -> None:

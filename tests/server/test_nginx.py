@@ -40,13 +40,13 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
         f"{kind}_temp_path {tmp_path}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    whole = tmp_path / "nginx.conf"
-    whole.write_text(
+    complete = tmp_path / "nginx.conf"
+    complete.write_text(
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
         f"events {{}}\nhttp {{ access_log off; {folders}\n{text}\n}}\n"
     )
     nginx = shutil.which("nginx") or ""
-    process = subprocess.Popen([nginx, "-c", str(whole), "-e", str(tmp_path / "error.log")])
+    process = subprocess.Popen([nginx, "-c", str(complete), "-e", str(tmp_path / "error.log")])
     try:
         for attempt in range(200):
             with suppress(httpx.TransportError):

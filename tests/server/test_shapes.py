@@ -112,7 +112,7 @@ async def test_texts_and_images_may_come_in_one_list(clip: httpx.AsyncClient) ->
 
 
 @pytest.mark.anyio
-async def test_an_image_as_the_whole_body(clip: httpx.AsyncClient) -> None:
+async def test_an_image_as_the_body(clip: httpx.AsyncClient) -> None:
     (expected,) = await vectors(clip, input=DATA_URI)
     headers = {"Content-Type": "image/png"}
     answer = await clip.post("/v1/embeddings", content=PICTURE, headers=headers)

@@ -56,7 +56,7 @@ def serve(
     *,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="tokenizer.json of text models that have none beside."),
+        typer.Option(metavar="FILE", help="tokenizer.json of text models that have none."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -70,7 +70,7 @@ def serve(
         list[str] | None,
         typer.Option(
             envvar=_KEY_VARIABLE,
-            help="Wanted from clients as a bearer token; better given by the environment, where "
+            help="Required from clients as a bearer token; better given by the environment, where "
             "several are separated by blanks. May be repeated.",
             show_default=False,
         ),
@@ -169,7 +169,7 @@ def serve(
 ) -> None:
     """Serve embeddings over HTTP, as OpenAI does, with a page at /.
 
-    The port opens before the models are loaded; /readyz tells how far they are. SIGTERM lets
+    The port opens before the models are loaded; /readyz reports their progress. SIGTERM lets
     running requests finish, takes no new ones, and ends with exit code 0.
     """
     with guarded(debug):
@@ -241,7 +241,7 @@ def _origins(origins: list[str] | None) -> tuple[str, ...]:
 
 
 def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
-    """Return the keys that are wanted, None where there are none.
+    """Return the keys of which clients must send one; None where none is required.
 
     Raises:
         InvalidConfig: An empty one, which would let everyone in, or a file that has none.

@@ -51,7 +51,7 @@ class ModelChoice(BaseModel):
         source: A registered name, a URL or a path.
         modality: What it embeds, where the source does not say.
         name: That clients give; the model's own where None.
-        tokenizer: Of a text model that has none beside it.
+        tokenizer: Of a text model without one in its folder.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
@@ -68,7 +68,7 @@ class ServerOptions(BaseModel):
     Attributes:
         models: At least one.
         preprocessing: As for `ImageEmbeddings`, of all image models.
-        api_keys: Of which one is wanted from clients, if there are any.
+        api_keys: Of which clients must send one; None requires none.
         policy: What images may be and where they may come from.
         limits: As for `ServerLimits`.
         cors_origins: Web pages of other origins that may call; none by default.
@@ -285,7 +285,7 @@ class _Application:
                 CORSMiddleware,
                 allow_origins=options.cors_origins,
                 allow_methods=("GET", "POST"),
-                allow_headers=("*",),  # clients of OpenAI's send a dozen of their own
+                allow_headers=("*",),  # OpenAI's clients send a dozen
                 expose_headers=("X-Request-ID", "Retry-After"),
             )
 
@@ -358,7 +358,7 @@ def _connections(wanted: int) -> int:
 
 
 def _log_level_of_granian(options: ServerOptions) -> str:
-    """It says at `info` what concerns its own processes, and nobody asked."""
+    """At `info` granian logs its processes, which users of this command do not need."""
     return "warning" if options.log_level == "info" else options.log_level
 
 

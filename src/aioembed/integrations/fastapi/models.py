@@ -260,7 +260,7 @@ class Models:
         wait = max(1.0, min(state.download_eta or 1.0, _LONGEST_WAIT))
         raise Problem(
             503,
-            f"the model {served.name} is {state.status}{details}: /readyz tells when it is ready",
+            f"the model {served.name} is {state.status}{details}: /readyz reports when it is ready",
             code=f"model_{state.status}",
             param="model",
             headers={"Retry-After": f"{wait:.0f}"},
@@ -345,10 +345,10 @@ async def _keep_loaded(one: Served, failed: Callable[[AioembedError], object] | 
     """Load a model again after each failure, waiting longer each time."""
     changed = anyio.Event()
 
-    def tell() -> None:
+    def wake() -> None:
         changed.set()
 
-    unsubscribe = one.handle.subscribe(tell)
+    unsubscribe = one.handle.subscribe(wake)
     delay = _FIRST_RETRY_SECONDS
     try:
         while True:
@@ -372,7 +372,7 @@ async def _keep_loaded(one: Served, failed: Callable[[AioembedError], object] | 
             try:
                 await one.handle.load()
             except AioembedError as exc:
-                _logger.debug("%s failed to load again: %s", one.name, exc)  # its state says it
+                _logger.debug("%s failed to load again: %s", one.name, exc)  # see its state
     finally:
         unsubscribe()
 

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 Shape = Literal["openai", "jina", "cohere"]
-"""Whose form an error has: OpenAI's `{"error": {...}}`, the same with Jina's `detail` beside it, or
-Cohere's `{"message": ...}`."""
+"""The form of an error: OpenAI's `{"error": {...}}`, the same with Jina's `detail`, or Cohere's
+`{"message": ...}`."""
 
 _STATUSES: Mapping[type[AioembedError], int] = {
     ImageTooLarge: 413,

@@ -1,4 +1,4 @@
-"""What every request passes: the key, the bounds, the body, the figures, the form of errors."""
+"""What every request passes through: key, bounds, body, metrics, form of errors."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ _R = TypeVar("_R")
 
 
 class ApiKeys:
-    """What callers must send one of, as `Authorization: Bearer KEY`.
+    """The keys of which callers must send one, as `Authorization: Bearer KEY`.
 
     Args:
-        keys: One or several; None lets everyone in.
+        keys: One or several; None requires no key.
 
     Raises:
-        InvalidConfig: There is none among them, or an empty one.
+        InvalidConfig: The list is empty, or a key in it is.
     """
 
     def __init__(self, keys: str | Iterable[str] | None) -> None:
@@ -72,24 +72,24 @@ class ApiKeys:
         self._digests = [_digest(key.encode()) for key in given or ()]
 
     @property
-    def are_wanted(self) -> bool:
-        """Whether there are keys."""
+    def are_required(self) -> bool:
+        """Whether callers must send a key."""
         return bool(self._digests)
 
     def has_one(self, scope: Scope) -> bool:
-        """Return whether a request carries a key; it does not where there are none."""
+        """Return whether a request carries one of the keys."""
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         digest = _digest(given.strip())
         found = [secrets.compare_digest(digest, one) for one in self._digests]
         return scheme.lower() == b"bearer" and any(found)
 
     def check(self, scope: Scope) -> None:
-        """Refuse a request without a key, where one is wanted.
+        """Refuse a request without a key, where one is required.
 
         Raises:
             Problem: 401.
         """
-        if self.are_wanted and not self.has_one(scope):
+        if self.are_required and not self.has_one(scope):
             raise Problem(
                 401,
                 "send the server's key as `Authorization: Bearer KEY`",
@@ -100,12 +100,12 @@ class ApiKeys:
 
 @dataclass(eq=False)
 class Server:
-    """What the routes of one router share.
+    """What the routes of a router share.
 
     Attributes:
         models: By name.
         limits: How much requests may ask for.
-        keys: Wanted from callers.
+        keys: Of which callers must send one.
         metrics: Counts requests.
         load: What all requests hold together.
         is_strict: Whether fields that are not known are refused.
@@ -142,8 +142,8 @@ class Exchange:
     """One request and what becomes of it; in its scope as `aioembed`.
 
     Attributes:
-        server: That answers.
-        shape: Whose form an error has.
+        server: The server that answers.
+        shape: The form of an error.
         id: In the header `X-Request-ID` and in the log.
         reservation: The bytes of its body, where it has one.
         status: Of the answer, once there is one.
@@ -163,8 +163,8 @@ class EmbeddingRoute(APIRoute):
 
     Attributes:
         server: Set by a subclass for each router.
-        is_open: Whether it answers callers without the key.
-        shape: Whose form its errors have.
+        is_open: Whether it answers callers without a key.
+        shape: The form of its errors.
         image_field: The field that a body which is an image stands for.
     """
 
@@ -228,7 +228,7 @@ class EmbeddingRoute(APIRoute):
 
 
 class OpenRoute(EmbeddingRoute):
-    """A route for everyone, which answers HEAD as well as GET."""
+    """A route without a key, which answers HEAD as well as GET."""
 
     is_open = True
 
@@ -254,7 +254,7 @@ class _Parsed(Request):
         self._value = value
 
     async def body(self) -> bytes:
-        """Return something, which makes FastAPI ask for the value."""
+        """Return a placeholder; FastAPI calls `json` where the body is not empty."""
         return b"{}"
 
     async def json(self) -> object:
@@ -355,7 +355,7 @@ async def _read(request: Request, exchange: Exchange, image_field: str | None) -
     """Return a body as a value: JSON, a form's fields, or an image as the field it stands for.
 
     Raises:
-        Problem: It is none of these, too large, or too slow.
+        Problem: Another form, too large, or too slow.
         ClientDisconnect: The client went away.
     """
     limits = exchange.server.limits

@@ -74,7 +74,7 @@ def lifespan(models: GivenModels, *, wait: bool = False) -> Lifespan:
     Args:
         models: A handle, several, handles by name, or `Models`.
         wait: Start only once all are loaded, and fail where one cannot be. By default the
-            application serves immediately, and `/readyz` tells when the models are loaded.
+            application serves immediately, and `/readyz` reports when the models are loaded.
 
     Raises:
         InvalidConfig: No model, or two of one name and modality.
@@ -123,8 +123,8 @@ def router(
         policy: What images may be and where they may come from, `SourcePolicy.untrusted()` by
             default. The models' own policies hold too.
         limits: How much requests may ask for.
-        api_key: One or several, of which one is wanted as `Authorization: Bearer` by every route
-            but `/healthz`, `/readyz` and the page; None lets everyone in.
+        api_key: One or several, of which every route but `/healthz`, `/readyz` and the page
+            requires one as `Authorization: Bearer`; None requires none.
         page: Whether there is a page at `/`.
         strict: Refuse fields that are not known, which are ignored by default.
         metrics: Where requests are counted; new ones by default.
@@ -199,7 +199,7 @@ def app(
 
 
 def _answer_in_own_form(server: Server) -> Callable[[Request, Exception], Any]:
-    """Answer what no route takes, such as an unknown path, in the form of the others."""
+    """Answer requests that match no route, in the form of the others."""
 
     async def answer(request: Request, error: Exception) -> Response:
         exchange = Exchange(server, "openai", "")
@@ -220,7 +220,7 @@ def _routes(server: Server, work: Work, *, page: bool) -> APIRouter:
         "open": type("ServerOpenRoute", (OpenRoute,), {"server": server}),
     }
     routes = APIRouter(route_class=keyed, redirect_slashes=False)
-    bearer = [Security(HTTPBearer(auto_error=False))] if server.keys.are_wanted else []
+    bearer = [Security(HTTPBearer(auto_error=False))] if server.keys.are_required else []
 
     def add(
         path: str,
@@ -276,7 +276,7 @@ def _routes(server: Server, work: Work, *, page: bool) -> APIRouter:
 
 
 def _errors(has_body: bool, form: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer beside its answer; the same sentences for all."""
+    """The errors that a route may answer with, for the OpenAPI document."""
     listed = {401: "The key is missing or wrong", 404: "No such model", 429: "Too much waits"}
     if has_body:
         listed |= {
@@ -320,7 +320,7 @@ class _StateStream(StreamingResponse):
 
 
 ServerModels = Annotated[Any, Depends(get_models)]
-"""`Models`, or what a test put into its place."""
+"""`Models`, or what a test replaced it with."""
 
 
 class _Handlers:
@@ -398,20 +398,20 @@ class _Handlers:
         most = self._server.limits.max_inputs
         if len(images) + len(texts) > most:
             raise too_many_inputs(len(images) + len(texts), most, param="images")
-        wanted: list[tuple[str, list[Item], Served]] = []
+        groups: list[tuple[str, list[Item], Served]] = []
         if images:
-            wanted.append(("images", images, found.find(body.model, "image")))
+            groups.append(("images", images, found.find(body.model, "image")))
         if texts:
-            wanted.append(("texts", texts, found.find(body.text_model, "text")))
-        if not wanted:
+            groups.append(("texts", texts, found.find(body.text_model, "text")))
+        if not groups:
             raise Problem(400, "give images, texts or both", code="invalid_request", param="images")
-        for _, _, one in wanted:
+        for _, _, one in groups:
             found.check_ready(one)
             await one.become_known()
-        _check_spaces(wanted[0][2], wanted[-1][2])
+        _check_spaces(groups[0][2], groups[-1][2])
         done = [
             await self._work.embed(found, items, param=param, model=one.name)
-            for param, items, one in wanted
+            for param, items, one in groups
         ]
         answer = SimilarityResponse(
             model=done[0].model,
@@ -421,7 +421,7 @@ class _Handlers:
         return _json(answer)
 
     async def classify(self, body: ClassifyRequest, models: ServerModels) -> Response:
-        """Say which of some labels fits an image."""
+        """Classify an image by labels."""
         self._check_known(body)
         found = Models.of(models)
         prompts = body.prompts or DEFAULT_PROMPTS
@@ -450,7 +450,7 @@ class _Handlers:
         return _json(Models.of(models).card(name))
 
     async def state(self, models: ServerModels, request: Request) -> Response:
-        """Say what every model is doing."""
+        """Report what every model is doing."""
         return _json(self._states(Models.of(models), request))
 
     async def state_stream(self, models: ServerModels, request: Request) -> Response:
@@ -465,14 +465,14 @@ class _Handlers:
     async def _events(self, models: Models, request: Request) -> AsyncGenerator[str, None]:
         changed = anyio.Event()
 
-        def tell() -> None:
+        def wake() -> None:
             changed.set()
 
         end = anyio.current_time() + self._server.limits.stream_seconds
         with ExitStack() as stack:
-            stack.enter_context(self._server.on_stop(tell))
+            stack.enter_context(self._server.on_stop(wake))
             for one in models:
-                stack.callback(one.handle.subscribe(tell))
+                stack.callback(one.handle.subscribe(wake))
             last = ""
             while True:
                 changed = anyio.Event()
@@ -488,16 +488,16 @@ class _Handlers:
                 await anyio.sleep(_LEAST_STREAM_SECONDS)
 
     async def healthz(self) -> Response:
-        """Say that the server answers."""
+        """Report that the server answers."""
         return _json(Health())
 
     async def readyz(self, models: ServerModels, request: Request) -> Response:
-        """Say whether every model is loaded."""
+        """Report whether every model is loaded."""
         states = self._states(Models.of(models), request)
         return _json(states, status=200 if states.is_ready else 503)
 
     async def metrics(self) -> Response:
-        """Give the figures to Prometheus."""
+        """Return metrics in Prometheus' text format."""
         text = await anyio.to_thread.run_sync(self._server.metrics.render)
         return Response(text, media_type=CONTENT_TYPE)
 

@@ -1,4 +1,4 @@
-"""What requests and responses look like: other servers' shapes, and this server's own."""
+"""Requests and responses: in other servers' shapes, and in this server's own."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _items(given: object) -> list[Item]:
     if not isinstance(given, list) or not given:
         raise ValueError(f"must be a text, an image or a list of them, not {_kind(given)}")
     if isinstance(given[0], int):
-        raise ValueError(_TOKENS)  # noqa: TRY004  # which pydantic turns into an error of its own
+        raise ValueError(_TOKENS)  # noqa: TRY004  # which pydantic takes for an error of the field
     return [_item(one) for one in given]
 
 
@@ -157,7 +157,7 @@ def _cohere_inputs(given: object) -> list[Item] | None:
 
 
 def _kind(given: object) -> str:
-    names = {dict: "an object", list: "an empty list", type(None): "null", bool: "a truth value"}
+    names = {dict: "an object", list: "an empty list", type(None): "null", bool: "a boolean"}
     return names.get(type(given), "a number")
 
 
@@ -191,7 +191,7 @@ ImageField = Annotated[str | bytes, WithJsonSchema({"type": "string", "descripti
 
 
 def _truncation(given: object) -> object:
-    """Read how others say it: TEI's and infinity's truth value, Cohere's NONE and END."""
+    """Read other servers' values: TEI's and infinity's boolean, Cohere's NONE and END."""
     if isinstance(given, bool):
         return "end" if given else "error"
     if isinstance(given, str):
@@ -254,7 +254,7 @@ class EmbeddingsRequest(_Request):
 
     @property
     def is_single(self) -> bool:
-        """Whether the input is one and no list."""
+        """Whether the field holds one input and not a list."""
         return self.messages is not None or any(one.is_alone for one in self.input or ())
 
     @property
@@ -473,7 +473,7 @@ class ItemError(_Response):
 
 
 class ErrorDetail(_Response):
-    """OpenAI's description of an error, with the inputs at fault beside it.
+    """OpenAI's description of an error, with the inputs at fault.
 
     Attributes:
         message: What was wrong and what to do.

@@ -1,4 +1,4 @@
-"""What requests have done: their inputs embedded, a few at a time, and vectors encoded."""
+"""The work of a request: its inputs embedded, a few at a time, and vectors encoded."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class Work:
             param: The field they came in.
             model: A name; by default the first that fits.
             modality: What items are that could be either.
-            dimensions: How many values the client wants.
-            truncate: What becomes of texts that are too long, where the client says so.
-            single: Whether the field holds one input and no list.
+            dimensions: How many values the client asks for.
+            truncate: What becomes of texts that are too long; by default as the model is set.
+            single: Whether the field holds one input and not a list.
 
         Raises:
             Problem: Too many, or some are at fault; it names each. Or the model is not ready.
@@ -129,7 +129,7 @@ class Work:
 
         Args:
             image: Its bytes, or what names or holds it.
-            text_model: What a client is told to name for a text.
+            text_model: The name that an error suggests for texts.
 
         Raises:
             InvalidUserInput: It has not.
@@ -219,7 +219,7 @@ def faulty(faults: dict[int, AioembedError], param: str, *, single: bool = False
     Args:
         faults: By index.
         param: The field they came in.
-        single: Whether the field holds one input and no list.
+        single: Whether the field holds one input and not a list.
     """
     items: list[dict[str, object]] = [
         {"index": index, "code": code_of(error), "message": words_of(error)}
