@@ -200,10 +200,19 @@ def compare_usearch(rows: Rows, queries: Rows) -> None:
     print(f"search, usearch: {spread(seconds)}   recall@{K} {found / (K * len(queries)):.4f}")
 
 
+def embedded_rows(options: argparse.Namespace) -> tuple[Rows, NDArray[np.int64]]:
+    if options.keep is not None and options.keep.exists():
+        with np.load(options.keep) as kept:
+            return kept["rows"], kept["photographs"]
+    paths = sorted(options.photos.glob("*.jpg"))
+    rows, photographs = anyio.run(embed_augmented, paths, options.embedded + options.queries)
+    if options.keep is not None:
+        np.savez(options.keep, rows=rows, photographs=photographs)
+    return rows, photographs
+
+
 def run(options: argparse.Namespace) -> None:
-    embedded, photographs = anyio.run(
-        embed_augmented, sorted(options.photos.glob("*.jpg")), options.embedded + options.queries
-    )
+    embedded, photographs = embedded_rows(options)
     queries = embedded[options.embedded :]
     every = extended(embedded[: options.embedded], photographs[: options.embedded], options.vectors)
     for dim in options.dims:
@@ -223,6 +232,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--embedded", type=int, default=8_000)
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE.npz", help="keep what was embedded for the next run"
+    )
     parser.add_argument("--dims", type=int, nargs="+", default=[1280, 512])
     parser.add_argument("--dim", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--queries", type=int, default=200)

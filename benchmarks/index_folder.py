@@ -104,6 +104,7 @@ def mount(album: Path) -> None:
 def live(album: Path, file: Path, options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "aioembed", "index", str(album), "--index", str(file)]
     command += ["--threads", str(options.threads)] if options.threads else []
+    command += ["--model", options.model] if options.model else []
     print(f"{'':24} {'seconds':>8} {'exit':>5}", *(f"{name:>9}" for name in COLUMNS), "  indexed")
 
     def step(
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--model", help="such as tests/programs/tiny_image.pte, to be quick")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if started in the background
     with tempfile.TemporaryDirectory() as temporary:
