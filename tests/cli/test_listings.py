@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from aioembed import MODELS
+from aioembed.cli.app import app
 
 from .conftest import Invoke
 
@@ -43,3 +46,29 @@ def test_no_summary_of_a_command_is_cut_off(
     for arguments in (("--help",), ("cache", "--help")):
         lines = invoke(*arguments).stdout.splitlines()
         assert not [line for line in lines[1:] if line.endswith("...")]
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("aioembed ind", "index"),
+        ("aioembed embed --model effi", "efficientnet-lite0"),
+        ("aioembed serve --model effi", "efficientnet-lite0"),
+        ("aioembed download effi", "efficientnet-lite0"),
+        ("aioembed embed pic", "picture-0.png"),
+        ("aioembed search --index pic", "picture-0.png"),
+        ("aioembed embed --output pic", "picture-0.png"),
+        ("aioembed describe pic", "picture-0.png"),
+    ],
+)
+def test_a_shell_completes_commands_models_and_files(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, words: str, completed: str
+) -> None:
+    monkeypatch.chdir(picture.parent)
+    environment = {
+        "_AIOEMBED_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    result = CliRunner().invoke(app, [], env=environment, prog_name="aioembed")
+    assert completed in result.stdout.splitlines()

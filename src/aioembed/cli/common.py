@@ -55,6 +55,7 @@ __all__ = [
     "ThreadsOption",
     "base_names",
     "check_output",
+    "complete_models",
     "complete_paths",
     "discard_stdout",
     "error_record",
@@ -97,7 +98,7 @@ _CODES = MappingProxyType(
 
 
 def exit_code_of(error: AioembedError) -> ExitCode:
-    """Return the exit code that tells of an error."""
+    """Return an error's exit code."""
     codes = (code for family, code in _CODES.items() if isinstance(error, family))
     return next(codes, ExitCode.MODEL)
 
@@ -175,7 +176,8 @@ def usage_error(message: str) -> typer.Exit:
 DEFAULT_MODEL = EFFICIENTNET_LITE0.name
 
 
-def _model_names(incomplete: str) -> list[str]:
+def complete_models(incomplete: str) -> list[str]:
+    """Return the named models, or else the files, that begin with what was typed."""
     return [name for name in MODELS if name.startswith(incomplete)] or complete_paths(incomplete)
 
 
@@ -198,7 +200,7 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL.",
-        autocompletion=_model_names,
+        autocompletion=complete_models,
     ),
 ]
 IndexModelOption = Annotated[
@@ -208,7 +210,7 @@ IndexModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="As for `embed`; the one that the index was made with where not given.",
-        autocompletion=_model_names,
+        autocompletion=complete_models,
         show_default=False,
     ),
 ]
@@ -218,7 +220,7 @@ TextModelOption = Annotated[
         "--text-model",
         metavar="MODEL",
         help="Finds the pictures by words; the index remembers it.",
-        autocompletion=_model_names,
+        autocompletion=complete_models,
         show_default=False,
     ),
 ]
@@ -262,6 +264,7 @@ OutputOption = Annotated[
         "-o",
         metavar="FILE",
         help="Write the results there instead of to stdout.",
+        autocompletion=complete_paths,
         show_default=False,
     ),
 ]
@@ -295,7 +298,7 @@ def check_output(
 
 
 def write_result(result: bytes, output: Path | None) -> None:
-    """Write all results at once.
+    """Write a complete result.
 
     Args:
         result: All of it.

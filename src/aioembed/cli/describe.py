@@ -18,6 +18,7 @@ from aioembed.runtime import Program, operators_outside
 from .common import (
     DebugOption,
     PreprocessingOption,
+    complete_models,
     guarded,
     to_json,
     usage_error,
@@ -29,7 +30,12 @@ __all__ = ["describe"]
 
 
 def describe(
-    model: Annotated[str, typer.Argument(metavar="FILE", help="A .pte file, or a name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A .pte file, or a name.", autocompletion=complete_models
+        ),
+    ],
     *,
     preprocessing: PreprocessingOption = None,
     save: Annotated[

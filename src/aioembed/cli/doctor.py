@@ -200,7 +200,7 @@ def machine_checks() -> list[Check]:
 
 
 async def check_network() -> Check:
-    """Look whether an HTTP client can be made of the environment's settings; asks nobody."""
+    """Look whether an HTTP client can be made of the environment's settings; sends nothing."""
     settings = [name for name in _SETTINGS if os.environ.get(name) or os.environ.get(name.lower())]
     settings += [name for name in _OWN_SETTINGS if os.environ.get(name)]
     found = f"set: {', '.join(settings)}" if settings else "no proxy, token or offline setting"

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import DebugOption, guarded, usage_error, warn, write_result
+from .common import DebugOption, complete_paths, guarded, usage_error, warn, write_result
 
 __all__ = ["export"]
 
@@ -40,6 +40,7 @@ def export(
         typer.Option(
             metavar="DIR|HUB_ID",
             help="Checkpoint in transformers' format: CLIP, SigLIP or DINOv2, found by its config.",
+            autocompletion=complete_paths,
             show_default=False,
         ),
     ] = None,
@@ -67,7 +68,10 @@ def export(
         Literal["class", "mean"],
         typer.Option(help="DINOv2's vector: of the class token, or the mean of the patches."),
     ] = "class",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The .pte file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The .pte file to write.", autocompletion=complete_paths),
+    ],
     norm: Annotated[
         Literal["auto", "ln", "bn"], typer.Option(help="Form of the norms; auto tries both.")
     ] = "auto",
@@ -75,6 +79,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="DIR",
+            autocompletion=complete_paths,
             help="Images to balance int8 with and to judge on; those that ship if not given.",
             show_default=False,
         ),

@@ -37,6 +37,8 @@ from . import ExitCode
 from .common import (
     DebugOption,
     ListingFormat,
+    complete_models,
+    complete_paths,
     guarded,
     render_table,
     report_error,
@@ -62,6 +64,7 @@ def models(
             "--pin",
             metavar="FILE",
             help="Write the hashes of the downloaded models to FILE, as JSON.",
+            autocompletion=complete_paths,
         ),
     ] = None,
     debug: DebugOption = False,
@@ -124,6 +127,7 @@ def download(
         typer.Argument(
             metavar="[MODEL]",
             help="A name from `aioembed models`, or a URL; may be left out with --pins.",
+            autocompletion=complete_models,
         ),
     ] = None,
     sha256: Annotated[
@@ -137,6 +141,7 @@ def download(
             metavar="FILE",
             help="Require the hashes that `aioembed models --pin FILE` wrote; without MODEL, "
             "download every file of it.",
+            autocompletion=complete_paths,
         ),
     ] = None,
     debug: DebugOption = False,
@@ -220,7 +225,9 @@ cache_app = typer.Typer(
 _WhatArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="FILE", help="A model's name, a URL, or a file's name as `cache list` shows it."
+        metavar="FILE",
+        help="A model's name, a URL, or a file's name as `cache list` shows it.",
+        autocompletion=complete_models,
     ),
 ]
 _AllOption = Annotated[bool, typer.Option("--all", help="Every file.")]

@@ -15,7 +15,15 @@ from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.images import SourcePolicy
 from aioembed.runtime import available_cpus
 
-from .common import DebugOption, PreprocessingOption, ThreadsOption, guarded, warn
+from .common import (
+    DebugOption,
+    PreprocessingOption,
+    ThreadsOption,
+    complete_models,
+    complete_paths,
+    guarded,
+    warn,
+)
 
 if TYPE_CHECKING:
     from .serving import ModelChoice
@@ -36,6 +44,7 @@ _ModelsOption = Annotated[
         metavar="[NAME=]MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL; may be repeated. "
         "NAME is what clients call it. efficientnet-lite0 where none is given.",
+        autocompletion=complete_models,
         show_default=False,
     ),
 ]
@@ -45,6 +54,7 @@ _TextModelsOption = Annotated[
         "--text-model",
         metavar="[NAME=]MODEL",
         help="As --model, for the path or URL of a text model; NAME may be an image model's.",
+        autocompletion=complete_models,
         show_default=False,
     ),
 ]
@@ -56,7 +66,11 @@ def serve(
     *,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="tokenizer.json of text models that have none."),
+        typer.Option(
+            metavar="FILE",
+            help="tokenizer.json of text models that have none.",
+            autocompletion=complete_paths,
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -76,7 +90,8 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys, one on each line.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Keys, one on each line.", autocompletion=complete_paths),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
     preprocessing: PreprocessingOption = None,

@@ -27,6 +27,7 @@ from .common import (
     DebugOption,
     PreprocessingOption,
     ThreadsOption,
+    complete_models,
     guarded,
     render_table,
     usage_error,
@@ -111,7 +112,12 @@ def _score(similarities: NDArray[np.float32]) -> Score:
 
 
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of `embed`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="As --model of `embed`.", autocompletion=complete_models
+        ),
+    ],
     *,
     text_model: Annotated[
         str | None,
@@ -119,6 +125,7 @@ def verify(
             "--text-model",
             metavar="MODEL",
             help="Of the same checkpoint: judges by captions, the surest way.",
+            autocompletion=complete_models,
             show_default=False,
         ),
     ] = None,
@@ -128,6 +135,7 @@ def verify(
             "--compare",
             metavar="MODEL",
             help="Another program of the same checkpoint, such as its int8 one.",
+            autocompletion=complete_models,
             show_default=False,
         ),
     ] = None,
