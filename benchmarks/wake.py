@@ -4,15 +4,18 @@
 
 For each program, with and without packed weights: the first load (which packs), a later load, and
 a wake after sleep, from the call to its vector beyond what inference takes. Then processes with
-the same model loaded: anonymous, file-backed and proportional memory of each. Every figure comes
-from its own process. Making the programs needs the [export] extra; a path of a `.pte` file
-is taken too.
+the same model loaded: anonymous, file-backed and proportional memory of each. Then both kinds in
+one process, by turns: whether their vectors are equal to the bit, and the ratio of latencies. The
+first line is what a process takes before it loads a model, and with the embedded one. Every other
+figure comes from its own process. Making the programs needs the [export] extra; a path of a `.pte`
+file is taken too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,16 +28,17 @@ import numpy as np
 from aioembed import ImageEmbeddings
 from programs import program
 
-_ROUNDS = 5
+_WAKES = 9
+_TURNS = 100
 
 
-def model(path: str, cache: str, *, packed: bool, idle_timeout: float | None) -> ImageEmbeddings:
-    return ImageEmbeddings(path, cache_dir=cache, packed_weights=packed, idle_timeout=idle_timeout)
+def model(path: str, cache: str, *, packed: bool) -> ImageEmbeddings:
+    return ImageEmbeddings(path, cache_dir=cache, packed_weights=packed)
 
 
 async def load_time(path: str, cache: str, packed: bool) -> dict[str, float]:
     """Seconds of one load, without the trial run of a program of unknown origin."""
-    handle = model(path, cache, packed=packed, idle_timeout=None)
+    handle = model(path, cache, packed=packed)
     began = time.perf_counter()
     await handle.load()
     seconds = time.perf_counter() - began
@@ -43,27 +47,51 @@ async def load_time(path: str, cache: str, packed: bool) -> dict[str, float]:
 
 
 async def wake_time(path: str, cache: str, packed: bool) -> dict[str, float]:
-    """Median seconds from a call of a sleeping model to its vector, beyond those of inference."""
+    """Median seconds from a call to its vector, of a model that is awake and of one that sleeps."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     awake, asleep = [], []
-    async with model(path, cache, packed=packed, idle_timeout=0.5) as handle:
+    async with model(path, cache, packed=packed) as handle:
         await handle.forward(pixels)
-        for _ in range(_ROUNDS):
+        for _ in range(_WAKES):
             began = time.perf_counter()
             await handle.forward(pixels)
             awake.append(time.perf_counter() - began)
-            await handle.wait_for(lambda state: state.is_asleep)
-            await anyio.sleep(0.2)
+            await handle.sleep()
             began = time.perf_counter()
             await handle.forward(pixels)
             asleep.append(time.perf_counter() - began)
-    return {"inference": float(np.median(awake)), "wake": float(np.median(asleep))}
+    return {"awake": float(np.median(awake)), "asleep": float(np.median(asleep))}
+
+
+async def compare(path: str, cache: str, _packed: bool) -> dict[str, float]:
+    """How many vectors differ with packed weights, and the median ratio of latencies."""
+    dice = np.random.default_rng(0)
+    different, ratios = 0, []
+    async with model(path, cache, packed=False) as plain, model(path, cache, packed=True) as packed:
+        for turn in range(_TURNS):
+            pixels = dice.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+            seconds, vectors = {}, {}
+            for handle in (plain, packed) if turn % 2 else (packed, plain):
+                began = time.perf_counter()
+                vectors[handle] = await handle.forward(pixels)
+                seconds[handle] = time.perf_counter() - began
+            ratios.append(seconds[packed] / seconds[plain])
+            different += not np.array_equal(vectors[plain], vectors[packed])
+    return {"different": different, "ratio": float(np.median(ratios[_TURNS // 5 :]))}
+
+
+async def bare(*_: object) -> dict[str, dict[str, float]]:
+    """Memory of this process after the import, and with the embedded model."""
+    imported = memory(os.getpid())
+    async with ImageEmbeddings() as handle:
+        await handle.forward(np.zeros((224, 224, 3), np.uint8))
+        return {"imported": imported, "embedded": memory(os.getpid())}
 
 
 async def hold(path: str, cache: str, packed: bool) -> None:
     """Load a model, use it, say so, and keep it until stdin is closed."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    async with model(path, cache, packed=packed, idle_timeout=None) as handle:
+    async with model(path, cache, packed=packed) as handle:
         await handle.forward(pixels)
         print("ready", flush=True)
         await anyio.to_thread.run_sync(sys.stdin.read)
@@ -72,21 +100,13 @@ async def hold(path: str, cache: str, packed: bool) -> None:
 def memory(pid: int) -> dict[str, float]:
     """Megabytes of a process, as Linux counts them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    fields = {line.split(":")[0]: int(line.split()[1]) / 1e3 for line in lines[1:]}
+    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines[1:]}
     rss, anonymous = fields["Rss"], fields["Anonymous"]
-    return {"anonymous": anonymous, "file": rss - anonymous, "proportional": fields["Pss"]}
+    return {"anonymous": anonymous, "file-backed": rss - anonymous, "proportional": fields["Pss"]}
 
 
-def child(*arguments: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", *arguments], check=True, capture_output=True
-    )
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-def memory_of(count: int, *arguments: str) -> list[dict[str, float]]:
-    """Memory of each of several processes that hold the model at the same time."""
+def memory_of(count: int, *arguments: str) -> dict[str, float]:
+    """Memory of each of several processes that hold the model at the same time, on average."""
     command = [sys.executable, __file__, "--child", "hold", *arguments]
     pipe = subprocess.PIPE
     holders = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(count)]
@@ -94,18 +114,52 @@ def memory_of(count: int, *arguments: str) -> list[dict[str, float]]:
         for holder in holders:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"ready\n"
-        return [memory(holder.pid) for holder in holders]
+        each = [memory(holder.pid) for holder in holders]
+        return {kind: sum(one[kind] for one in each) / count for kind in each[0]}
     finally:
         for holder in holders:
             holder.communicate()
 
 
+def shown(megabytes: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {size:.0f}" for kind, size in megabytes.items())
+
+
+def in_child(kind: str, path: str = "", cache: str = "", packed: str = "") -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", kind, path, cache, packed]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
 def run_child(kind: str, path: str, cache: str, packed: str) -> None:
+    measures = {"load": load_time, "wake": wake_time, "compare": compare, "bare": bare}
     if kind == "hold":
         anyio.run(hold, path, cache, packed == "packed")
-        return
-    measure = {"load": load_time, "wake": wake_time}[kind]
-    print(json.dumps(anyio.run(measure, path, cache, packed == "packed")))
+    else:
+        print(json.dumps(anyio.run(measures[kind], path, cache, packed == "packed")))
+
+
+def measure(path: str, cache: str, packed: str, processes: list[int]) -> None:
+    in_child("load", path, cache, "plain")  # its trial run
+    first, *later = (in_child("load", path, cache, packed)["load"] for _ in range(4))
+    woken = in_child("wake", path, cache, packed)
+    wake = woken["asleep"] - woken["awake"]
+    print(
+        f"{Path(path).stem}, {packed}: first load {first:.3f} s, later {min(later):.3f} s; a wake "
+        f"takes {wake * 1e3:.1f} ms beyond inference ({woken['awake'] * 1e3:.1f} ms)",
+        flush=True,
+    )
+    for count in processes:
+        megabytes = shown(memory_of(count, path, cache, packed))
+        print(f"  {count} processes, MB each: {megabytes}", flush=True)
+    if packed == "packed":
+        both = in_child("compare", path, cache)
+        print(
+            f"  {both['different']:.0f} of {_TURNS} vectors differ from those without packed "
+            f"weights; latency {both['ratio']:.3f} of that without",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -117,29 +171,13 @@ def main() -> None:
     if options.child:
         run_child(*options.child)
         return
+    for when, megabytes in in_child("bare").items():
+        print(f"{when}, MB: {shown(megabytes)}")  # type: ignore[arg-type]  # a figure of each kind
     for name in options.programs:
         path = name if name.endswith(".pte") else str(program(name))
         for packed in ("plain", "packed"):
             with tempfile.TemporaryDirectory() as cache:
-                child("load", path, cache, "plain")  # its trial run
-                loads = [child("load", path, cache, packed)["load"] for _ in range(3)]
-                woken = child("wake", path, cache, packed)
-                print(
-                    f"{Path(path).stem}, {packed}: first load {loads[0]:.3f} s, "
-                    f"later {min(loads[1:]):.3f} s; a wake takes "
-                    f"{(woken['wake'] - woken['inference']) * 1e3:.1f} ms beyond inference "
-                    f"({woken['inference'] * 1e3:.1f} ms)",
-                    flush=True,
-                )
-                for count in options.processes:
-                    each = memory_of(count, path, cache, packed)
-                    means = {key: sum(one[key] for one in each) / count for key in each[0]}
-                    print(
-                        f"  {count} processes, MB each: anonymous {means['anonymous']:.0f}, "
-                        f"file-backed {means['file']:.0f}, "
-                        f"proportional {means['proportional']:.0f}",
-                        flush=True,
-                    )
+                measure(path, cache, packed, options.processes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +445,19 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         pool_of("ab", 100)["c"]
     with pytest.raises(UnknownModel, match="known are a, b"):
         pool_of("ab", 100, preload="c")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process takes")
+async def test_a_model_counts_for_the_memory_that_it_needs_to_run() -> None:
+    """The program that ships is a file of 13 MB, and needs 50 MB beside its weights."""
+    models = {name: ImageEmbeddings() for name in "ab"}
+    async with ModelPool(models, max_memory=100_000_000) as pool:
+        await models["a"].load()
+        assert 40_000_000 < pool.memory["a"] < 90_000_000
+        await models["b"].forward(_IMAGES[0])
+        assert list(pool.memory) == ["b"]
+    async with ModelPool(models, max_memory=20_000_000) as pool:
+        await models["a"].load()
+        assert pool.memory["a"] == 20_000_000
+        await models["b"].forward(_IMAGES[0])
+        assert list(pool.memory) == ["b"]

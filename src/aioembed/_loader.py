@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -23,6 +24,7 @@ from ._text_inputs import TextInputs
 from .errors import (
     IntegrityError,
     InvalidProgram,
+    ModelError,
     NotActive,
     ProbeFailed,
     ProbeIncomplete,
@@ -44,12 +46,28 @@ if TYPE_CHECKING:
         Resource,
     )
 
-__all__ = ["Admit", "Inputs", "LoadedModel", "Loader", "model_resources"]
+__all__ = ["Admission", "Admit", "Inputs", "LoadedModel", "Loader", "model_resources"]
 
 Inputs = tuple[NDArray[Any], ...]
 """The tensors of one item, each with a first axis of 1."""
-Admit = Callable[[int], Awaitable[Callable[[], object]]]
-"""Waits until a model may take so many bytes, and returns what gives them back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Memory that a model may take.
+
+    Attributes:
+        release: Called when it has been freed.
+        measured: Called with the bytes that the process grew by when the model was loaded and run;
+            None where that is known already.
+    """
+
+    release: Callable[[], object]
+    measured: Callable[[int], object] | None = None
+
+
+Admit = Callable[[int], Awaitable[Admission]]
+"""Waits until a model may be loaded whose program and copies have so many bytes."""
 
 _TOKENIZER = "tokenizer.json"
 _LARGE = 1 << 20
@@ -69,6 +87,7 @@ class LoadedModel:
         text: Makes the inputs of a text program; None for images.
         packed: The files of packed weights that the copies map, if any.
         wakes_quickly: Whether loading it again takes milliseconds.
+        memory: Bytes that the process grew by, if that was measured; otherwise 0.
     """
 
     programs: Sequence[Program]
@@ -76,6 +95,7 @@ class LoadedModel:
     text: TextInputs | None = None
     packed: Sequence[PackedFile] = ()
     wakes_quickly: bool = False
+    memory: int = 0
 
     @classmethod
     def load(
@@ -84,6 +104,8 @@ class LoadedModel:
         spec: ModelSpec,
         options: LoadOptions,
         packed: Sequence[PackedFile] = (),
+        *,
+        measures: bool = False,
     ) -> LoadedModel:
         """Load a program and read its contract. Blocks.
 
@@ -92,6 +114,8 @@ class LoadedModel:
             spec: What is known of it from outside.
             options: How to load it.
             packed: The packed weights of the copies; those that have none pack into memory.
+            measures: Whether to run each copy once, on the largest input, to see what memory it
+                takes.
 
         Raises:
             ModelError: The file, the program or its contract is at fault.
@@ -100,6 +124,7 @@ class LoadedModel:
             InvalidConfig: The pool's size can no longer change.
         """
         threads = options.threads
+        before = _resident_bytes() if measures else 0
         with ExitStack() as undo:
             if threads.inference is not None and threads.inference > 1:
                 set_thread_count(threads.inference)
@@ -118,9 +143,12 @@ class LoadedModel:
             text = None
             if contract.modality == "text":
                 text = TextInputs.load(programs[0], contract, spec, files.tokenizer)
+            if measures:
+                _run_largest(programs, contract)
+            memory = _resident_bytes() - before if measures else 0
             wakes_quickly = len(packed) == len(programs) or is_small(files.model)
             undo.pop_all()
-        return cls(tuple(programs), contract, text, tuple(packed), wakes_quickly)
+        return cls(tuple(programs), contract, text, tuple(packed), wakes_quickly, memory)
 
     async def run(self, program: Program, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         """Embed the items of a batch on one of the copies; once begun, to its end.
@@ -160,6 +188,24 @@ class LoadedModel:
             program.close()
         for file in self.packed:
             file.close()
+
+
+def _run_largest(programs: Sequence[Program], contract: ModelContract) -> None:
+    """Let the programs take the memory that their largest input needs. Blocks."""
+    for program in programs:
+        infos = program.methods[contract.batch_method].inputs
+        zeros = [np.zeros(info.shape, info.dtype) for info in infos]
+        with suppress(ModelError):  # calls will report it
+            program.run(*zeros, method=contract.batch_method)
+
+
+def _resident_bytes() -> int:
+    """Return this process's memory, 0 where the system does not say. Blocks."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_stackable(batch: Sequence[Inputs]) -> bool:
@@ -255,11 +301,12 @@ class Loader:
         self._lifecycle = lifecycle
         self._control: DownloadControl | None = None
 
-    async def load(self, admit: Callable[[int], Awaitable[None]]) -> LoadedModel:
+    async def load(self, admit: Callable[[int], Awaitable[bool]]) -> LoadedModel:
         """Return the loaded model.
 
         Args:
-            admit: Awaited before the program is loaded, with the bytes that it will take.
+            admit: Awaited before the program is loaded, with the bytes of the program and its
+                copies; returns whether to measure what memory they take.
 
         Raises:
             ResourceError: The files could not be fetched.
@@ -282,9 +329,11 @@ class Loader:
             for file in packed:
                 undo.enter_context(file)
             copies = self._options.threads.replicas - max(0, len(packed) - 1)  # packed ones share
-            await admit(copies * (await anyio.Path(files.model).stat()).st_size)
+            measures = await admit(copies * (await anyio.Path(files.model).stat()).st_size)
             undo.pop_all()
-        call = BlockingCall(partial(LoadedModel.load, files, self._spec, self._options, packed))
+        call = BlockingCall(
+            partial(LoadedModel.load, files, self._spec, self._options, packed, measures=measures)
+        )
         try:
             return await call.run()
         except BaseException:

@@ -20,7 +20,7 @@ import anyio
 import numpy as np
 
 from ._batcher import Batcher
-from ._loader import Admit, Inputs, LoadedModel, Loader
+from ._loader import Admission, Admit, Inputs, LoadedModel, Loader
 from ._signature import ModelContract
 from ._tasks import BlockingCall, Loop, Task, current_loop, has_ended, is_stopped, spawn, to_end
 from .errors import (
@@ -60,7 +60,7 @@ from .stream import (
     keyed_items,
 )
 
-__all__ = ["Admit", "EmbeddingHandle", "Inputs", "LoadedModel", "OnCall", "Session"]
+__all__ = ["Admission", "Admit", "EmbeddingHandle", "Inputs", "LoadedModel", "OnCall", "Session"]
 
 _logger = logging.getLogger("aioembed.handle")
 
@@ -147,7 +147,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._sleep: Task[None] | None = None
         self._unused: anyio.Event | None = None  # what a sleep waits for
         self._admit: Admit | None = None
-        self._give_back: Callable[[], object] | None = None  # the memory that was admitted
+        self._admission: Admission | None = None  # of the memory that the model takes
 
         self._on_call = on_call
         self._recorder = CallRecorder()
@@ -300,9 +300,9 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         The model counts as asleep until it is called. A handle that is closed is opened.
 
         Args:
-            admit: Awaited before each load, once the model's files are there, with the bytes that
-                the model will take. It returns a function, which is called when that memory has
-                been freed. What it raises is the load's error.
+            admit: Awaited before each load, once the model's files are there, with the bytes of
+                its program and copies. What it returns receives the measured memory, and hears of
+                its end. What it raises is the load's error.
 
         Returns:
             A function that ends this for later loads.
@@ -695,6 +695,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             model = await self._loader.load(self._admitted)
             self._session = self._make_session(model)
             self._slept = None
+            if self._admission is not None and self._admission.measured and model.memory:
+                self._admission.measured(model.memory)
             lifecycle.move(Status.READY)
             self._watch_for_idleness(self._session)
         except DownloadCancelled:
@@ -719,15 +721,17 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 self._back_to_idle()
             raise
 
-    async def _admitted(self, size: int) -> None:
-        """Wait until the model may take so many bytes."""
-        if self._admit is not None:
-            self._give_back = await self._admit(size)
+    async def _admitted(self, size: int) -> bool:
+        """Wait until a model of that size may be loaded; return whether to measure its memory."""
+        if self._admit is None:
+            return False
+        self._admission = await self._admit(size)
+        return self._admission.measured is not None
 
     def _memory_is_free(self) -> None:
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.release()
 
     async def _unload(self, session: Session) -> None:
         await session.batcher.aclose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from .errors import (
     WrongEventLoop,
     shorten,
 )
-from .handle import EmbeddingHandle
+from .handle import Admission, EmbeddingHandle
 from .state import ModelState
 
 __all__ = ["ModelPool"]
@@ -31,6 +31,8 @@ __all__ = ["ModelPool"]
 HandleT = TypeVar("HandleT", bound=EmbeddingHandle[Any])
 
 _MEBI = 1 << 20
+_NOISE = 8 << 20
+"""Bytes by which a process grows and shrinks anyway."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +55,8 @@ class ModelPool(Generic[HandleT]):
     another is busy.
 
     A model counts for the size of its program, once for each copy that does not share packed
-    weights; a model that is being loaded counts already.
+    weights, and, once it was loaded while the others rested, for what the process grew by: its
+    first loads run it once on its largest input. A model that is being loaded counts already.
 
     Args:
         models: Handles that are not loaded, by the name that the pool gives them.
@@ -90,6 +93,8 @@ class ModelPool(Generic[HandleT]):
         self._memory: dict[str, int] = {}  # of the models that are loaded, or being loaded
         self._turns: deque[_Turn] = deque()
         self._leaving: set[str] = set()
+        self._sizes: dict[str, int] = {}  # that were measured
+        self._moves = Counter[str]()  # of each model's state
         self._uses = count(1)
         self._last_use = dict.fromkeys(self._models, 0)
         self._state: Mapping[str, ModelState] = {}
@@ -218,15 +223,15 @@ class ModelPool(Generic[HandleT]):
 
     # --- sharing the memory
 
-    async def _admit(self, name: str, size: int) -> Callable[[], None]:
-        """Wait until a model may be loaded, and return what gives its memory back."""
+    async def _admit(self, name: str, size: int) -> Admission:
+        """Wait until a model may be loaded."""
         self._check_loop()
         if size > self._max_memory:
             raise ModelTooLarge(
                 f"{shorten(name)} takes {size} bytes, more than the pool's {self._max_memory}: "
                 "raise max_memory"
             )
-        turn = _Turn(name, size)
+        turn = _Turn(name, self._sizes.get(name, size))
         self._turns.append(turn)
         self._make_room()
         try:
@@ -238,7 +243,22 @@ class ModelPool(Generic[HandleT]):
             else:
                 self._give_back(name)
             raise
-        return partial(self._give_back, name)
+        resize = partial(self._resize, name, self._moves_beside(name))
+        release = partial(self._give_back, name)
+        return Admission(release, None if name in self._sizes else resize)
+
+    def _moves_beside(self, name: str) -> int:
+        """Return how often the states of other models have changed."""
+        return self._moves.total() - self._moves[name]
+
+    def _resize(self, name: str, moves: int, size: int) -> None:
+        """Count a model for what it takes, if no other model did anything meanwhile."""
+        if moves != self._moves_beside(name):
+            return
+        if size < self._memory[name] + _NOISE:
+            size = self._memory[name]
+        self._memory[name] = self._sizes[name] = min(size, self._max_memory)
+        self._make_room()
 
     def _give_back(self, name: str) -> None:
         self._memory.pop(name, None)
@@ -246,15 +266,16 @@ class ModelPool(Generic[HandleT]):
         self._make_room()
 
     def _follow(self, name: str) -> None:
+        self._moves[name] += 1
         if self._models[name].state.queue_depth:
             self._last_use[name] = next(self._uses)
         self._make_room()
 
     def _make_room(self) -> None:
         """Grant turns, first come first served, and put models to sleep for the next one."""
-        while self._turns and not self._is_closing:
-            turn = self._turns[0]
-            missing = turn.size + sum(self._memory.values()) - self._max_memory
+        while not self._is_closing:
+            wanted = self._turns[0].size if self._turns else 0
+            missing = wanted + sum(self._memory.values()) - self._max_memory
             if missing > 0:
                 missing -= sum(self._memory[name] for name in self._leaving)
                 for name in self._least_needed():
@@ -262,7 +283,9 @@ class ModelPool(Generic[HandleT]):
                         missing -= self._memory[name]
                         self._put_to_sleep(name)
                 return
-            self._turns.popleft()
+            if not self._turns:
+                return
+            turn = self._turns.popleft()
             self._memory[turn.name] = turn.size
             turn.granted.set()
 

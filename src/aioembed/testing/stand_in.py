@@ -39,6 +39,7 @@ class _StandInModel:
         self.programs = (self,)
         self.text = None
         self.wakes_quickly = True
+        self.memory = 0
         self.hurry = anyio.Event()  # ends the delays: nothing waits for them at a close
 
     async def run(self, _program: object, batch: Sequence[Inputs]) -> list[NDArray[np.float32]]:
@@ -58,7 +59,7 @@ class _StandInLoader:
         self._contract = contract
         self.model: _StandInModel | None = None
 
-    async def load(self, admit: Callable[[int], Awaitable[None]]) -> _StandInModel:
+    async def load(self, admit: Callable[[int], Awaitable[bool]]) -> _StandInModel:
         if self._owner.downloads:
             self._lifecycle.move(Status.DOWNLOADING, download_progress=0.0)
             await anyio.sleep(self._owner.load_delay)
