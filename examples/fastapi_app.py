@@ -21,9 +21,10 @@ from aioembed import ImageEmbeddings, SourcePolicy
 from aioembed.errors import AioembedError, InvalidUserInput
 from aioembed.integrations.fastapi import Models, lifespan, router
 
-# The four lines: a model is made and loaded when the application starts, and closed when it stops.
+# The four lines: a model is loaded before the application starts, and closed when it stops.
+# Without `wait` it starts immediately, and answers 503 until the model is loaded.
 models = Models(lambda: ImageEmbeddings(source_policy=SourcePolicy.untrusted()))
-app = FastAPI(title="Photo album", lifespan=lifespan(models))
+app = FastAPI(title="Photo album", lifespan=lifespan(models, wait=True))
 app.include_router(router(models), prefix="/embed")
 
 
@@ -79,5 +80,5 @@ async def _index(number: int, image: bytes, embeddings: ImageEmbeddings) -> None
     try:
         album.photos[number] = await embeddings.forward(image)
     finally:
-        if album.photos[number] is None:  # it failed: nobody waits for it any more
+        if album.photos[number] is None:  # it failed
             del album.photos[number]

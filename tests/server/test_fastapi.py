@@ -40,7 +40,6 @@ async def test_the_example_serves_embeddings_and_its_own_routes(example: ModuleT
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-            await example.models.image().load()
             assert (await client.get("/embed/readyz")).status_code == 200
             assert (await client.get("/embed/")).headers["content-type"].startswith("text/html")
             document = (await client.get("/openapi.json")).json()
@@ -64,7 +63,6 @@ async def test_the_example_serves_embeddings_and_its_own_routes(example: ModuleT
 async def test_numbers_of_photos_never_repeat_and_failures_free_them(example: ModuleType) -> None:
     app = example.app
     async with app.router.lifespan_context(app):
-        await example.models.image().load()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
             numbers: list[int] = []
@@ -75,11 +73,12 @@ async def test_numbers_of_photos_never_repeat_and_failures_free_them(example: Mo
             assert set((await client.get("/photos")).json()) == {"0", "2", "4"}
 
 
-def test_an_application_is_tested_with_fastapis_client_time_and_again(example: ModuleType) -> None:
+def test_an_application_starts_in_each_of_fastapis_test_clients(example: ModuleType) -> None:
     for _ in range(2):
         with TestClient(example.app) as client:
-            answer = client.post("/search", files={"image": picture()})
-            assert answer.status_code == 200
+            embedded = client.post("/embed/v1/embeddings", files={"input": picture()})
+            found = client.post("/search", files={"image": picture()})
+            assert embedded.status_code == found.status_code == 200
             wrong = client.post("/embed/v1/embeddings", json={"input": "no image"})
             assert wrong.status_code == 400
 
