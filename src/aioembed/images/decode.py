@@ -89,7 +89,14 @@ _STRIP_ROWS = 256
 
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1}
 _BYTES_OF_WEBP = 19.0
-_BYTES_OF_DECODER: Mapping[str, float] = {"WEBP": 15.0, "AVIF": 5.5, "HEIF": 5.5, "TIFF": 4.0}
+_BYTES_OF_DECODER: Mapping[str, float] = {
+    "WEBP": 15.0,
+    "JPEG2000": 12.0,
+    "AVIF": 5.5,
+    "HEIF": 5.5,
+    "TIFF": 4.0,
+    "QOI": 4.0,
+}
 """Memory that decoders take besides the pixels, per pixel, as measured."""
 _BYTES_OF_CONVERSION = 4
 
