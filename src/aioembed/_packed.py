@@ -204,7 +204,7 @@ class PackedFolder:
         except FileNotFoundError:
             return None
         try:
-            # While it is held nobody can write: the runtime asks for an exclusive lock first.
+            # While it is held no process can write: the runtime asks for an exclusive lock first.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if self._is_whole(key, descriptor):
                 return PackedFile(data, descriptor)

@@ -47,12 +47,11 @@ class _Turn:
 class ModelPool(Generic[HandleT]):
     """Models by name that together take bounded memory. Making one does no I/O.
 
-    Inside `async with` the models are used as ever, by `pool[name]` or by the handles themselves:
-    a call loads its model, if it is not loaded. Where memory is short, models that nobody uses
-    are put to sleep first, the least recently used one before the others; they wake when they
-    are called again. Where all are in use, models take turns: one that makes room finishes the
-    calls that run, and its next ones wait until it is loaded again. No model waits for ever while
-    another is busy.
+    Inside `async with` the models are used as usual, as `pool[name]` or by their own names:
+    a call loads its model if it is not loaded. Where memory is short, unused models are put to
+    sleep first, in the order of their last use; they wake when they are called again. Where all
+    are in use, models take turns: one that makes room finishes its running calls, and its later
+    calls wait until it is loaded again. A busy model does not make another wait indefinitely.
 
     A model counts for the size of its program, once for each copy that does not share packed
     weights, and, once it was loaded while the others rested, for what the process grew by: its
@@ -330,5 +329,5 @@ def _checked(models: Mapping[str, HandleT]) -> dict[str, HandleT]:
                 "TextEmbeddings"
             )
     if len({id(handle) for handle in models.values()}) < len(models):
-        raise InvalidConfig("two names of the pool are one handle: give each a handle of its own")
+        raise InvalidConfig("two names of the pool are one handle: give each its own handle")
     return dict(models)

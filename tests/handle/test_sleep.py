@@ -1,4 +1,4 @@
-"""Models that nobody uses sleep, and wake at the next call."""
+"""Unused models sleep, and wake at the next call."""
 
 from __future__ import annotations
 
