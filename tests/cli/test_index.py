@@ -53,7 +53,7 @@ def test_a_folder_is_indexed_and_a_picture_found(
     assert lines[1].endswith("picture-1.png")
 
 
-def test_json_and_csv_tell_the_same(invoke: Invoke, pictures: list[Path], index_file: Path) -> None:
+def test_json_and_csv_agree(invoke: Invoke, pictures: list[Path], index_file: Path) -> None:
     _index(invoke, pictures[0].parent, index_file)
     arguments = ("search", pictures[2], "--index", index_file, "-k", 2)
     hits = json.loads(invoke(*arguments, "--format", "json").stdout)
@@ -84,7 +84,7 @@ def test_an_unmounted_drive_is_reported_and_keeps_the_index(
         picture.unlink()
     result = invoke("index", folder, "--index", index_file)
     assert result.exit_code == 1
-    assert f"3 indexed pictures are not in {folder}" in result.stderr
+    assert f"3 indexed pictures are no longer in {folder}" in result.stderr
     assert "--prune" in result.stderr
     assert (
         json.loads(invoke("index", folder, "-i", index_file, "-f", "json").stdout)["removed"] == 0
@@ -94,7 +94,7 @@ def test_an_unmounted_drive_is_reported_and_keeps_the_index(
     assert json.loads(result.stdout)["removed"] == 3
 
 
-def test_jsonl_tells_how_far_it_is_then_what_failed_and_the_whole(
+def test_jsonl_reports_progress_then_failures_then_the_result(
     run_process: RunProcess, pictures: list[Path], index_file: Path
 ) -> None:
     broken = pictures[0].with_name("broken.png")

@@ -124,7 +124,7 @@ async def test_a_file_that_changes_while_it_is_read_is_embedded_again(
     assert (nearest.key, round(nearest.similarity, 4)) == (str(album / "a.png"), 1)
 
 
-async def test_pictures_that_fail_are_kept_with_their_error_and_not_tried_in_vain(
+async def test_pictures_that_fail_are_kept_with_their_error_and_not_tried_again(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     broken, page = album / "broken.png", album / "page.jpg"
@@ -178,7 +178,7 @@ async def test_what_cannot_be_read_is_tried_again_and_keeps_what_lies_below(
 
 
 @pytest.mark.parametrize("empty", [True, False], ids=["empty folder", "other files in it"])
-async def test_an_unmounted_drive_removes_nothing_unless_told_to(
+async def test_an_unmounted_drive_removes_nothing_without_prune(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path, empty: bool
 ) -> None:
     await index.sync(album, model)
@@ -191,7 +191,7 @@ async def test_an_unmounted_drive_removes_nothing_unless_told_to(
     assert (report.missing, report.removed, await index.count()) == (0, 4, 0)
 
 
-async def test_most_pictures_gone_is_taken_for_a_fault_and_fewer_for_a_wish(
+async def test_more_than_half_of_the_pictures_gone_are_not_removed(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     await index.sync(album, model)
@@ -241,7 +241,7 @@ async def test_links_that_lead_nowhere_remove_nothing(
     assert _figures(await index.sync(album, model)) == (0, 6, 0, 0)
 
 
-async def test_pictures_that_vanish_during_a_sync_are_failures_of_their_own(
+async def test_pictures_that_vanish_during_a_sync_fail_alone(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     def vanish(report: SyncReport) -> None:
@@ -278,7 +278,7 @@ async def test_a_drive_that_goes_away_during_a_sync_takes_no_vectors_along(
     assert _figures(await index.sync(album, model)) == (0, 4, 0, 0)
 
 
-async def test_links_that_lead_in_circles_are_walked_once(
+async def test_links_in_a_circle_are_walked_once(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     (album / "trip" / "up").symlink_to(album, target_is_directory=True)
@@ -301,7 +301,7 @@ async def test_thousands_of_files_that_are_not_pictures_are_passed_over(
     assert (report.scanned, report.ignored, report.embedded) == (2_005, 2_001, 4)
 
 
-async def test_pipes_and_names_that_are_no_text_are_errors_of_their_own(
+async def test_pipes_and_names_that_are_not_text_fail_alone(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path
 ) -> None:
     os.mkfifo(album / "pipe.png")

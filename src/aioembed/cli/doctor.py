@@ -67,7 +67,7 @@ class Verdict(StrEnum):
 
     OK = "ok"
     NOTE = "note"
-    """Works, but somebody may wonder about it."""
+    """Works, but may be unexpected."""
     BROKEN = "BROKEN"
 
 
@@ -98,7 +98,7 @@ _INSTALL_AGAIN = "install aioembed again: pip install --force-reinstall aioembed
 
 
 def install_checks() -> list[Check]:
-    """Look at the versions of everything, and whether the native runtime can be loaded."""
+    """Check all versions, and whether the native runtime can be loaded."""
     wanted = _requirements()
     extras = sorted(extra for extra in wanted if extra)
     return [
@@ -195,12 +195,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine_checks() -> list[Check]:
-    """Look at the system, its processor, and how many threads there are to be."""
+    """Check the system, its processor and the number of threads."""
     return [_platform(), _processor(), _threads()]
 
 
 async def check_network() -> Check:
-    """Look whether an HTTP client can be made of the environment's settings; sends nothing."""
+    """Check that the environment's settings make an HTTP client; sends no request."""
     settings = [name for name in _SETTINGS if os.environ.get(name) or os.environ.get(name.lower())]
     settings += [name for name in _OWN_SETTINGS if os.environ.get(name)]
     found = f"set: {', '.join(settings)}" if settings else "no proxy, token or offline setting"
@@ -226,7 +226,7 @@ async def _cache() -> Check:
 
 
 def check_cache(directory: Path, files: int = 0) -> Check:
-    """Look whether the folder of downloaded models can be written, and has space.
+    """Check that the folder of downloaded models can be written and has space.
 
     A read-only folder is healthy if there are files in it.
     """
@@ -337,7 +337,7 @@ async def examine() -> list[Check]:
 
 
 async def _embedding() -> Check:
-    """Embed noise with the embedded model, where a crash is a finding."""
+    """Embed noise with the embedded model in a child process, which may crash."""
     command, environment = await to_thread.run_sync(python_child, _CHILD)
     try:
         with anyio.fail_after(_SECONDS):

@@ -76,7 +76,7 @@ class NamedImage:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image: an embedding or an error.
+    """The result of one image: an embedding or an error.
 
     Attributes:
         name: What the results call the image.
@@ -176,12 +176,12 @@ async def embed_all(
     *,
     on_done: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    """Embed images with a loaded model, and keep what became of each, in their order.
+    """Embed images with a loaded model; return their results in their order.
 
     Args:
         model: A loaded handle.
         images: What to embed.
-        on_done: Called after each image, whatever became of it.
+        on_done: Called after each image, embedded or not.
     """
     outcomes = []
     async with aclosing(outcomes_of(model, images)) as stream:

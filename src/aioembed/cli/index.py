@@ -155,7 +155,7 @@ def index(
     picture that fails does not hold up the others; stderr says why, and the exit code is 1.
 
     Hidden files, trash and what network storage adds (@eaDir) are left out. Where many pictures are
-    gone at once, or a folder has none any more, a drive may not be mounted: they stay in the index,
+    gone together, or a folder has none left, a drive may not be mounted: they stay in the index,
     and the exit code is 1, unless --prune is given.
     """
     with guarded(debug):
@@ -264,7 +264,7 @@ class _Run:
         for folder, report in self._reports:
             if report.missing:
                 warn(
-                    f"error: {report.missing} indexed pictures are not in {folder} any more, as if "
+                    f"error: {report.missing} indexed pictures are no longer in {folder}, as if "
                     "a drive were not mounted: they stay in the index; if they are deleted, run "
                     "again with --prune"
                 )
@@ -290,7 +290,7 @@ class _Run:
                 self._latest = report
                 if write is not None:
                     write(report)
-                line.tell(_sentence(report, pace))
+                line.show(_sentence(report, pace))
 
             yield follow
 
@@ -309,7 +309,7 @@ def _added(reports: list[SyncReport]) -> SyncReport:
 
 
 def _line_writer(clock: Callable[[], float] = time.monotonic) -> OnProgress:
-    """Return what writes a report as a line, but few a second: a reader may draw each."""
+    """Return a function that writes reports as lines, at most five a second."""
     due = clock()
 
     def write(report: SyncReport) -> None:

@@ -95,9 +95,9 @@ class ProgressLine:
     def advance(self) -> None:
         """Count one more item as done, embedded or not."""
         self._done += 1
-        self.tell(f"embedding: {self._pace.describe(self._done, self._total, self._done)}")
+        self.show(f"embedding: {self._pace.describe(self._done, self._total, self._done)}")
 
-    def tell(self, sentence: str) -> None:
+    def show(self, sentence: str) -> None:
         """Show a sentence in place of the model's states."""
         self._sentence = sentence
         self._show()

@@ -42,7 +42,7 @@ CREATE TABLE folders (path TEXT PRIMARY KEY, exclude TEXT NOT NULL) WITHOUT ROWI
 """
 
 _EXACT_UP_TO = 4096
-"""So many vectors are compared each; more have sketches."""
+"""Up to so many vectors are all compared; more have sketches."""
 _GROWTH = 4
 """Sketches are made again when there are so many times the vectors."""
 _SAMPLE = 8192
@@ -59,8 +59,8 @@ class About(BaseModel):
     Attributes:
         space: The space they live in.
         dim: Values each.
-        model: Made them, None where a program added them itself.
-        text_model: Its vectors of words find them, None where there is none or none was named.
+        model: Made them; None where a program added them.
+        text_model: Embeds words in the same space; None where none was named.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
@@ -172,7 +172,7 @@ class Database:
         return None if document is None else About.model_validate_json(document)
 
     def adopt(self, wanted: About) -> About:
-        """Tell a new file what its vectors are to be, and return what they are.
+        """Set what the vectors of a new file are, and return what the file has.
 
         The models of a file that does not know them are remembered where the space is its own.
         """
@@ -380,7 +380,7 @@ class Database:
         self._connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         with self._transaction():
-            if self._is_new():  # and no other process was faster
+            if self._is_new():  # and no other process made it meanwhile
                 for statement in _SCHEMA.split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -433,7 +433,7 @@ class Database:
         return Basis(mean, np.frombuffer(row[1], np.float32).reshape(mean.size, -1), row[2])
 
     def _sketch_all(self, count: int) -> None:
-        """Learn the directions in which the vectors differ, and make every sketch again."""
+        """Compute the directions in which the vectors differ, and make all sketches again."""
         ids = [row[0] for row in self._connection.execute("SELECT id FROM items ORDER BY id")]
         chosen = np.random.default_rng(0).permutation(len(ids))[:_SAMPLE]
         basis = Basis.of(unit(self._items([ids[place] for place in sorted(chosen)])[2]), count)

@@ -242,7 +242,7 @@ def _is_text(path: str) -> bool:
 
 
 class _Seen:
-    """What a walk found, to tell files that were deleted from those of an unmounted drive."""
+    """What a walk found: distinguishes deleted files from those of an unmounted drive."""
 
     def __init__(self) -> None:
         self._listed = set[str]()
@@ -251,7 +251,7 @@ class _Seen:
         self._dangling = set[str]()
 
     def add(self, found: Found) -> None:
-        """Take note of one thing that was found."""
+        """Record what was found."""
         if isinstance(found, Folder):
             self._listed.add(found.path)
         elif isinstance(found, Unreadable):
@@ -344,7 +344,7 @@ class FolderSync:
         self._records: list[FileRecord] = []
 
     async def run(self) -> SyncReport:
-        """Do it; what was committed stays, however this ends."""
+        """Run the sync; what was committed stays, even if this fails."""
         try:
             await self._scan()
             await self._embed()
@@ -373,13 +373,13 @@ class FolderSync:
                     self._gone.discard(one.path)
                     self._sort(one)
             self._count(scanned=sum(not isinstance(one, Folder) for one in found))
-            self._tell()
+            self._show_progress()
         self._report = replace(
             self._report,
             is_scanning=False,
             unsupported=dict(self._unsupported.most_common()),
         )
-        self._tell()
+        self._show_progress()
 
     def _sort(self, visit: Visit) -> None:
         if not visit.is_picture:
@@ -409,7 +409,7 @@ class FolderSync:
                     self._count(embedded=1)
                 else:
                     await self._fail(result.key, result.error)
-                self._tell()
+                self._show_progress()
 
     async def _contents(self) -> AsyncIterator[tuple[FileRecord, bytes]]:
         for visit in self._stale:
@@ -420,10 +420,10 @@ class FolderSync:
                 if not isinstance(error, FileReadFailed):
                     record = _as_seen(visit, "")
                 await self._fail(record, error)
-                self._tell()
+                self._show_progress()
                 continue
             if await self._is_known(content.record):
-                self._tell()
+                self._show_progress()
             else:
                 yield content.record, content.data
 
@@ -469,9 +469,9 @@ class FolderSync:
         for start in range(0, len(paths), _SCAN_BATCH):
             part = paths[start : start + _SCAN_BATCH]
             self._count(removed=await self._database(partial(Database.remove, keys=part)))
-            self._tell()
+            self._show_progress()
         self._count(missing=len(missing))
-        self._tell()
+        self._show_progress()
 
     def _missing(self, gone: set[str]) -> set[str]:
         lost = {
@@ -502,7 +502,7 @@ class FolderSync:
         counts = {name: getattr(self._report, name) + number for name, number in more.items()}
         self._report = replace(self._report, **counts)
 
-    def _tell(self) -> None:
+    def _show_progress(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._report)
 

@@ -336,7 +336,7 @@ class EmbeddingIndex:
 
         Pictures that are gone are kept, and counted as `missing`, where a drive may not be
         mounted: if they are more than half of those below the folder, if their folder is there but
-        has no picture any more, or if a link to them or to their folder leads nowhere.
+        has no pictures left, or if a link to them or to their folder leads nowhere.
 
         Args:
             folder: Its subfolders count, symbolic links to folders too.
@@ -447,12 +447,12 @@ class EmbeddingIndex:
         )
 
     async def _look_again(self) -> None:
-        """Learn what another process may have stored in a new file."""
+        """Read what another process may have stored in a new file."""
         if self._found is None:
             self._found = await self._run(Database.about)
 
     async def _adopt(self, wanted: About) -> None:
-        """Tell a new file its space; refuse to store another one's vectors in an old one."""
+        """Set the space of a new file; refuse vectors of another space than the file's."""
         await self._look_again()
         if self._found is None or (self._found.model is None and wanted.model is not None):
             self._found = await self._run(partial(Database.adopt, wanted=wanted))
