@@ -7,70 +7,9 @@ from pathlib import Path
 import pytest
 
 from aioembed.errors import InvalidConfig
-from aioembed.runtime import _threads, available_cpus, set_thread_count, thread_count
+from aioembed.runtime import _threads, set_thread_count, thread_count
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def cgroup(root: Path, lines: str, **files: str) -> Path:
-    """Write a `/proc/self/cgroup` and files below `/sys/fs/cgroup` (`__` stands for `/`)."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(lines)
-    for name, content in files.items():
-        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("cpu_max", "cpu.max")
-        path = path.with_name(path.name.replace("cfs_", "cpu.cfs_"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
-
-
-def test_a_quota_of_version_2_counts(tmp_path: Path) -> None:
-    root = cgroup(tmp_path, "0::/app\n", app__cpu_max="250000 100000\n")
-    assert _threads._cgroup_quota(root) == 2.5
-
-
-def test_the_tightest_quota_of_the_groups_above_counts(tmp_path: Path) -> None:
-    root = cgroup(
-        tmp_path,
-        "0::/slice/app\n",
-        slice__app__cpu_max="max 100000\n",
-        slice__cpu_max="150000 100000",
-    )
-    assert _threads._cgroup_quota(root) == 1.5
-
-
-def test_a_quota_at_the_root_of_a_containers_namespace_counts(tmp_path: Path) -> None:
-    root = cgroup(tmp_path, "0::/\n", cpu_max="400000 100000")
-    assert _threads._cgroup_quota(root) == 4
-
-
-def test_a_quota_of_version_1_counts(tmp_path: Path) -> None:
-    root = cgroup(
-        tmp_path,
-        "5:memory:/x\n4:cpu,cpuacct:/docker/1\n",
-        cpu__docker__1__cfs_quota_us="300000\n",
-        cpu__docker__1__cfs_period_us="100000\n",
-    )
-    assert _threads._cgroup_quota(root) == 3
-
-
-@pytest.mark.parametrize("content", ["max 100000", "", "what is this", "100000 0", "-1 100000"])
-def test_no_quota_or_an_unreadable_one_sets_no_limit(tmp_path: Path, content: str) -> None:
-    root = cgroup(tmp_path, "0::/\n", cpu_max=content)
-    assert _threads._cgroup_quota(root) is None
-
-
-def test_a_machine_without_cgroups_has_no_quota(tmp_path: Path) -> None:
-    assert _threads._cgroup_quota(tmp_path) is None
-
-
-@pytest.mark.parametrize(("quota", "cpus"), [(None, 8), (2.5, 2), (0.5, 1), (99.0, 8)])
-def test_available_cpus_is_the_affinity_bounded_by_the_quota(
-    monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus: int
-) -> None:
-    monkeypatch.setattr(_threads, "_scheduled_cpus", lambda: 8)
-    monkeypatch.setattr(_threads, "_QUOTA", quota)
-    assert available_cpus() == cpus
 
 
 @pytest.mark.parametrize("count", [0, -1, 257])

@@ -20,6 +20,7 @@ from anyio.lowlevel import RunVar
 from numpy.typing import NDArray
 from PIL import Image
 
+from .._cpus import available_cpus
 from .._tasks import run_in_thread
 from ..errors import (
     FileReadFailed,
@@ -295,7 +296,7 @@ async def _in_thread(
 def _default_limiter() -> CapacityLimiter:
     limiter = _own_limiter.get(None)
     if limiter is None:
-        limiter = CapacityLimiter(os.cpu_count() or 1)
+        limiter = CapacityLimiter(available_cpus())
         _own_limiter.set(limiter)
     return limiter
 

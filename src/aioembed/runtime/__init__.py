@@ -6,9 +6,10 @@ The runtime knows nothing of images or text.
 
 from __future__ import annotations
 
+from .._cpus import available_cpus
 from ._extension import load_failure
 from ._file import check_program_file, operators_outside
-from ._threads import available_cpus, set_thread_count, thread_count
+from ._threads import set_thread_count, thread_count
 from .program import (
     EXECUTORCH_VERSION,
     Constant,
