@@ -48,5 +48,6 @@ def on_post_template(output_content: str, template_name: str, config: MkDocsConf
 def _without_folder(source: str) -> str:
     """A page of the top level, its links as they are from the folder of the pages."""
     text = (_ROOT / source).read_text(encoding="utf-8")
-    text = text.replace("](CHANGELOG.md)", "](changelog.md)")
+    for name in ("CHANGELOG", "SECURITY"):
+        text = text.replace(f"]({name}.md)", f"]({name.lower()}.md)")
     return re.sub(r'(\]\(|src=")docs/', r"\1", text)

@@ -16,6 +16,7 @@ from aioembed.images import fetching
 
 _FIXTURES = Path(__file__).resolve().parents[1] / "text" / "fixtures"
 _IMAGES = ("cat", "dog")
+_PHOTOGRAPHS = Path(aioembed.__file__).parent / "data" / "photographs"
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(_FIXTURES / "tokenizer.json", tmp_path / place)
     for place in ("image.pte", "model.pte"):
         shutil.copy(_FIXTURES / "image.pte", tmp_path / place)
+    for photograph in _PHOTOGRAPHS.glob("*.jpg"):
+        if not (tmp_path / photograph.name).exists():
+            shutil.copy(photograph, tmp_path)
     (tmp_path / "photographs").mkdir()
     shutil.copy(tmp_path / "cat.jpg", tmp_path / "photographs" / "cat.jpg")
     monkeypatch.chdir(tmp_path)

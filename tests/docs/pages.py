@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 _SNIPPET = re.compile(
-    r"^(?:<!-- (?P<kind>setup|not run:)(?P<note>.*?)-->\n)?```python\n(?P<code>.*?)^```$",
+    r"^(?:<!-- (?P<kind>setup|not run:)(?P<note>.*?)-->\n)?```python\n(?P<code>.*?)^```$"
+    r"(?:\n\n```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 _SHELL = re.compile(
@@ -28,6 +29,7 @@ class Snippet:
     Attributes:
         setup: Python that the reader does not see and that runs first.
         reason: Why it is not run, None if it is.
+        output: What the page says that it prints, None where it does not say.
     """
 
     page: Path
@@ -35,6 +37,7 @@ class Snippet:
     code: str
     setup: str = ""
     reason: str | None = None
+    output: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +80,7 @@ def _snippets(page: Path) -> list[Snippet]:
                 match["code"],
                 setup=note if is_setup else "",
                 reason=None if is_setup or match["kind"] is None else note,
+                output=match["output"],
             )
         )
     return found

@@ -128,7 +128,7 @@ def _modules(source: str) -> set[str]:
     "snippet",
     [pytest.param(one, id=one.name) for one in _ALL if one.reason is None],
 )
-def test_a_snippet_runs(snippet: Snippet, folder: Path) -> None:
+def test_a_snippet_runs(snippet: Snippet, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for module in sorted(_modules(snippet.setup) | _modules(snippet.code)):
         if module in _OPTIONAL:
             pytest.importorskip(_OPTIONAL[module])
@@ -141,6 +141,13 @@ def test_a_snippet_runs(snippet: Snippet, folder: Path) -> None:
             anyio.run(stage.run)
         else:
             _run_without_loop(stage)
+    if snippet.output is not None:
+        assert capsys.readouterr().out == snippet.output
+
+
+def test_the_first_example_shows_what_it_prints() -> None:
+    assert _ALL[0].page.name == "README.md"
+    assert _ALL[0].output
 
 
 def test_what_is_not_run_is_counted_and_says_why() -> None:
