@@ -8,40 +8,40 @@ AioembedError
 ├── ModelNotLoaded                forward() before anything was loaded
 │   └── ModelClosed               the handle was closed
 ├── WrongEventLoop                the handle is open on another event loop
-├── ModelBusy                     the queue is full, or strict mode and a forward is under way
+├── ModelBusy                     the queue is full, or on_busy="raise" and a call is running
 ├── ForwardTimeout                no embedding within the caller's timeout
 ├── BatchItemFailed               one item of forward_batch() failed; `index` says which
-├── InternalError                 something that nobody foresaw; the cause says what
-├── IllegalStateMove              the lifecycle refused a move (a defect of this library)
-├── InvalidModelSource            the model source is nothing that can be loaded
+├── InternalError                 an unexpected error; its cause says what happened
+├── IllegalStateMove              the lifecycle refused a move (a bug in this library)
+├── InvalidModelSource            the model source cannot be loaded
 │   └── UnknownModel              no model of that name
-├── ModelError                    the model's file or program is at fault
+├── ModelError                    the model's file or program is invalid
 │   ├── ModelFileUnreadable       the file cannot be opened
 │   ├── InvalidProgram            the file is not an ExecuTorch program, or a damaged one
-│   ├── IntegrityError            the bytes are not the ones that were published or recorded
+│   ├── IntegrityError            the bytes are not those that were published or recorded
 │   ├── ModelTooLarge             the model takes more memory than its pool may
-│   ├── ProbeFailed               a program of unknown origin died in its trial run
+│   ├── ProbeFailed               a program of unknown origin crashed in its trial run
 │   │   └── ProbeIncomplete       a trial run took too long, lacked memory or could not start
-│   ├── UnknownPreprocessing      nothing says what pixels an image program takes
-│   ├── ExecutorchError           the runtime refused; `code` is ExecuTorch's own (0-50)
+│   ├── UnknownPreprocessing      the preprocessing of an image program is not known
+│   ├── ExecutorchError           the runtime reported an error; `code` is ExecuTorch's own (0-50)
 │   │   └── ProgramLost           the runtime dropped a loaded program; it must be loaded again
-│   ├── WrongDimensions           a tensor has another shape or dtype than the program takes
-│   ├── UnexpectedNumInputs       another number of inputs than the program takes
+│   ├── WrongDimensions           a tensor's shape or dtype does not match the program's
+│   ├── UnexpectedNumInputs       the number of inputs does not match the program's
 │   └── InvalidModelOutput        the program returned something that is not an embedding
-├── InvalidUserInput              what was passed in to be embedded is at fault
+├── InvalidUserInput              the item to be embedded is invalid
 │   ├── FileReadFailed            a file cannot be read
 │   ├── ImageDecodeError          the bytes are not an image, or a damaged one
-│   ├── UnsupportedImageFormat    an image, but of a format that is not on the allow-list
+│   ├── UnsupportedImageFormat    an image of a format that is not allowed
 │   ├── ImageTooLarge             more pixels or bytes than the policy allows
-│   ├── TextTooLong               more tokens than the model reads, or more text than is tokenised
+│   ├── TextTooLong               more tokens than the model takes, or too many characters
 │   ├── SourceRefused             the source policy refuses this URI
 │   └── ImageFetchFailed          an image's URL could not be fetched
 ├── TokenizerError                the tokenizer cannot be loaded or does not fit the model
-├── IncompatibleSpaces            vectors of two models of different spaces were to be compared
+├── IncompatibleSpaces            two models have different spaces, so vectors cannot be compared
 ├── IndexFileError                an index file cannot be opened, read or written
 │   ├── IndexLocked               another process holds its lock for too long
-│   └── IndexDamaged              it is damaged, or the file of something else
-├── ResourceError                 a model file could not be brought into the cache
+│   └── IndexDamaged              it is damaged, or belongs to another program
+├── ResourceError                 a model file could not be downloaded or cached
 │   ├── DownloadFailed            the server refused or the transfer could not be completed
 │   │   ├── ResourceNotFound      404 or 410
 │   │   ├── Unauthorized          401 or 403
@@ -53,10 +53,10 @@ AioembedError
 ├── ExportError                   a program could not be exported
 │   └── CheckpointError           the checkpoint is not of the kind that can be exported, or damaged
 └── DownloadControlError          pause(), resume() or cancel() at the wrong moment
-    ├── DownloadInProgress        a download of this file is under way already
+    ├── DownloadInProgress        a download of this file is already running
     ├── AlreadyPaused             paused already
     ├── AlreadyOngoing            not paused
-    └── NotActive                 no download is under way
+    └── NotActive                 no download is running
 ```
 
 Codes are those of the React Native ExecuTorch hook where it has one.
@@ -144,8 +144,8 @@ class AioembedError(Exception):
     """Base of every error of this library.
 
     Attributes:
-        code: The numeric code of the React Native ExecuTorch hook, 101 (unknown) where it has
-            none of its own; ExecuTorch's own number on `ExecutorchError`.
+        code: The numeric code of the React Native ExecuTorch hook, 101 (unknown) where the hook
+            has none; ExecuTorch's own number on `ExecutorchError`.
         reason: The code that the hook has from 0.10 on, such as `LOAD_FAILED`; `UNKNOWN` where
             none fits.
     """
@@ -156,8 +156,8 @@ class AioembedError(Exception):
     def __reduce__(self) -> tuple[Callable[..., AioembedError], tuple[Any, ...]]:
         """Pickle the arguments, the attributes and the causes.
 
-        `BaseException` calls the class with `args`, which are not what every constructor takes,
-        and leaves the causes out.
+        `BaseException` calls the class with `args`, which do not fit every constructor, and leaves
+        out the causes.
         """
         cause = self.__cause__ or (None if self.__suppress_context__ else self.__context__)
         cause = cause if cause is None else _picklable(cause)
@@ -196,7 +196,7 @@ class InvalidConfig(AioembedError):
 
 
 class MissingExtra(AioembedError):
-    """An optional dependency is not installed; the message says which extra brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f'{package} is not installed: pip install "aioembed[{extra}]"')
@@ -205,7 +205,7 @@ class MissingExtra(AioembedError):
 
 
 class BrokenInstallation(AioembedError):
-    """The native module cannot be loaded; `aioembed doctor` says the same and more.
+    """The native module cannot be loaded; `aioembed doctor` reports details.
 
     Attributes:
         found: What is wrong.
@@ -241,7 +241,7 @@ class WrongEventLoop(AioembedError):
 
 
 class ModelBusy(AioembedError):
-    """The queue is full, or `on_busy="raise"` and a forward is under way.
+    """The queue is full, or `on_busy="raise"` and a call is running.
 
     Attributes:
         pending: How many calls were waiting or running when this one was refused.
@@ -256,11 +256,11 @@ class ModelBusy(AioembedError):
 
 
 class ForwardTimeout(AioembedError, TimeoutError):
-    """No embedding within the caller's timeout; the model is unharmed."""
+    """No embedding within the caller's timeout; the model stays ready."""
 
 
 class BatchItemFailed(AioembedError):
-    """One item of `forward_batch` failed; the item's own error is the cause, and lends its code.
+    """One item of `forward_batch` failed; the cause is the item's error, whose code is taken.
 
     Attributes:
         index: The item's place in the batch, from 0.
@@ -276,11 +276,11 @@ class BatchItemFailed(AioembedError):
 
 
 class InternalError(AioembedError):
-    """Something that nobody foresaw went wrong with one call; the cause says what."""
+    """An unexpected error in one call; its cause says what happened."""
 
     @classmethod
     def of(cls, error: BaseException) -> InternalError:
-        """Return one that is chained to the error that nobody foresaw."""
+        """Return an `InternalError` whose cause is `error`."""
         wrapped = cls(f"an unforeseen {type(error).__name__}: {error}; please report it")
         wrapped.__cause__ = error
         return wrapped
@@ -293,7 +293,7 @@ class IllegalStateMove(AioembedError):
 
 
 class InvalidModelSource(AioembedError):
-    """The model source is nothing that can be loaded."""
+    """The model source cannot be loaded."""
 
     code = 120
     reason = "INVALID_ARGUMENT"
@@ -304,7 +304,7 @@ class UnknownModel(InvalidModelSource):
 
 
 class ModelError(AioembedError):
-    """The model's file or program is at fault."""
+    """The model's file or program is invalid."""
 
     reason = "LOAD_FAILED"
 
@@ -322,7 +322,7 @@ class InvalidProgram(ModelError):
 
 
 class IntegrityError(ModelError):
-    """The bytes are not the ones that were published or recorded."""
+    """The bytes are not those that were published or recorded."""
 
     code = 180
 
@@ -332,22 +332,22 @@ class ModelTooLarge(ModelError):
 
 
 class ProbeFailed(ModelError):
-    """A program of unknown origin died in its trial run in a child process."""
+    """A program of unknown origin crashed in its trial run in a child process."""
 
 
 class ProbeIncomplete(ProbeFailed):
-    """A trial run could not be finished, which says nothing of the program: its file is kept."""
+    """A trial run could not be finished, which says nothing about the program: its file is kept."""
 
 
 class UnknownPreprocessing(ModelError):
-    """Nothing says what pixels an image program takes, and a guess would give wrong vectors."""
+    """The preprocessing of an image program is not known; guessing would give wrong vectors."""
 
     code = 112
     reason = "INVALID_ARGUMENT"
 
 
 class ExecutorchError(ModelError):
-    """The ExecuTorch runtime refused.
+    """The ExecuTorch runtime reported an error.
 
     Attributes:
         code: ExecuTorch's error number, 1 to 50.
@@ -369,36 +369,36 @@ class ProgramLost(ExecutorchError):
 
 
 class WrongDimensions(ModelError):
-    """A tensor has another shape or dtype than the program takes."""
+    """A tensor's shape or dtype does not match the program's."""
 
     code = 116
     reason = "SCHEMA_MISMATCH"
 
 
 class UnexpectedNumInputs(ModelError):
-    """Another number of inputs was given than the program takes."""
+    """The number of inputs does not match the program's."""
 
     code = 121
     reason = "SCHEMA_MISMATCH"
 
 
 class InvalidModelOutput(ModelError):
-    """The program returned something that is not an embedding."""
+    """The program's output is not an embedding."""
 
     code = 115
     reason = "SCHEMA_MISMATCH"
 
 
 class InvalidUserInput(AioembedError):
-    """What was passed in to be embedded is at fault; the model is unharmed.
+    """The item to be embedded is invalid; the model stays ready.
 
     Args:
         problem: What is wrong.
-        rule: The limit or rule that it goes against, if any.
+        rule: The limit or rule that it violates, if any.
         remedy: What a caller of the library can do about it.
 
     Attributes:
-        problem: What is wrong, without the remedy, for programs with their own words for that.
+        problem: What is wrong, without the remedy, for programs that word the remedy themselves.
         rule: The field of `SourcePolicy` that refuses it, `malformed` where none could allow it,
             and None where no policy is concerned.
     """
@@ -423,7 +423,7 @@ class ImageDecodeError(InvalidUserInput):
 
 
 class UnsupportedImageFormat(InvalidUserInput):
-    """An image, but of a format that is not on the allow-list."""
+    """An image of a format that is not allowed."""
 
 
 class ImageTooLarge(InvalidUserInput):
@@ -431,7 +431,7 @@ class ImageTooLarge(InvalidUserInput):
 
 
 class TextTooLong(InvalidUserInput):
-    """More tokens than the model reads with `truncate="error"`, or more text than is tokenised."""
+    """More tokens than the model takes, with `truncate="error"`, or too many characters."""
 
 
 class SourceRefused(InvalidUserInput):
@@ -450,7 +450,7 @@ class TokenizerError(AioembedError):
 
 
 class IncompatibleSpaces(AioembedError):
-    """Vectors of two models of different spaces were to be compared."""
+    """Two models have different spaces, so their vectors cannot be compared."""
 
     code = 112
     reason = "SCHEMA_MISMATCH"
@@ -469,7 +469,7 @@ class IndexDamaged(IndexFileError):
 
 
 class ResourceError(AioembedError):
-    """A model file could not be brought into the cache."""
+    """A model file could not be downloaded or cached."""
 
     code = 180
     reason = "DOWNLOAD_FAILED"
@@ -484,24 +484,24 @@ class ResourceNotFound(DownloadFailed):
 
 
 class Unauthorized(DownloadFailed):
-    """The server wants a token, or the token has no access (401 or 403)."""
+    """The server requires a token, or the token has no access (401 or 403)."""
 
 
 class DownloadInterrupted(DownloadFailed):
-    """The connection broke or stalled; what arrived is kept for resuming."""
+    """The connection broke or stalled; the partial file is kept for resuming."""
 
     code = 118
 
 
 class DownloadCancelled(ResourceError):
-    """`cancel()` ended the download; what arrived is kept for resuming."""
+    """`cancel()` ended the download; the partial file is kept for resuming."""
 
     code = 118
     reason = "DOWNLOAD_ABORTED"
 
 
 class OfflineError(ResourceError):
-    """The file is not cached and the network is not to be used."""
+    """The file is not cached, and offline mode forbids a download."""
 
 
 class CacheUnwritable(ResourceError):
@@ -527,14 +527,14 @@ class DownloadControlError(AioembedError):
 
 
 class DownloadInProgress(DownloadControlError):
-    """A download of this file is under way already."""
+    """A download of this file is already running."""
 
     code = 181
     reason = "RESOURCE_BUSY"
 
 
 class AlreadyPaused(DownloadControlError):
-    """The download is paused already."""
+    """The download is already paused."""
 
     code = 182
 
@@ -546,6 +546,6 @@ class AlreadyOngoing(DownloadControlError):
 
 
 class NotActive(DownloadControlError):
-    """No download is under way."""
+    """No download is running."""
 
     code = 184
