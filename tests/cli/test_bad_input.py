@@ -120,7 +120,7 @@ def test_a_model_file_that_is_none_is_the_models_fault(
 def test_a_repository_of_the_hub_is_not_a_model(invoke: Invoke, picture: Path) -> None:
     result = invoke("embed", picture, "--model", "openai/clip-vit-base-patch32")
     assert result.exit_code == 3
-    assert "not a repository" in result.stderr
+    assert "check the path: a model is a name" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

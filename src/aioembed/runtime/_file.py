@@ -98,7 +98,7 @@ def check_program_file(path: str | os.PathLike[str]) -> None:
 
 
 _WHAT_A_MODEL_IS = (
-    "check the path: a model is a name that `aioembed models` lists, a .pte file or its URL, not a "
+    ": a model is a name that `aioembed models` lists, a .pte file or its URL, not a "
     "repository of the Hugging Face hub"
 )
 
