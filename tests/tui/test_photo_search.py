@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("textual_image")
 from textual.pilot import Pilot
 from textual.widgets import Input, Label, OptionList, ProgressBar
 
-from aioembed import EmbeddingSpace, ImageEmbeddings, Status, TextEmbeddings
+from aioembed import EmbeddingSpace, ImageEmbeddings, ModelSpec, Status, TextEmbeddings
 from aioembed.index import EmbeddingIndex
 
 from ..index.conftest import draw
@@ -144,10 +145,17 @@ async def test_only_a_picture_that_is_not_indexed_needs_the_model(
         assert app.model.statistics().succeeded == before + 1
 
 
+def known(name: str, modality: Literal["image", "text"] = "image") -> ModelSpec:
+    """Return a program with its hash, so that it is not tried in a child process first."""
+    path = _TEXT_PROGRAMS / name
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelSpec(name=path.stem, source=str(path), modality=modality, sha256=sha256)
+
+
 async def test_words_find_pictures(drive: Drive, photos: Path) -> None:
     models = {
-        "model": ImageEmbeddings(_TEXT_PROGRAMS / "image.pte"),
-        "text_model": TextEmbeddings(_TEXT_PROGRAMS / "padded_text.pte"),
+        "model": ImageEmbeddings(known("image.pte")),
+        "text_model": TextEmbeddings(known("padded_text.pte", modality="text")),
     }
     async with drive(photos, **models) as (app, pilot):
         await settled(app, pilot)

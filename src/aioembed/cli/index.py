@@ -264,7 +264,7 @@ class _Run:
         for folder, report in self._reports:
             if report.missing:
                 warn(
-                    f"error: {report.missing} indexed pictures are no longer in {folder}, as if "
+                    f"error: {report.missing:,} indexed pictures are no longer in {folder}, as if "
                     "a drive were not mounted: they stay in the index; if they are deleted, run "
                     "again with --prune"
                 )
