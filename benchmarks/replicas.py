@@ -1,5 +1,7 @@
 """One model on all CPUs against copies of it on one CPU each: images per second, memory.
 
+The copies have their own weights, or share one file of packed weights.
+
     python benchmarks/replicas.py [--copies 2] [--seconds 4] [--rounds 3] [--precisions fp32 int8]
 
 Only the native call is measured, on inputs made beforehand: each copy is run by a thread of its
@@ -12,10 +14,13 @@ Making the programs needs the [export] extra.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,13 +31,27 @@ import psutil
 from aioembed.runtime import Program, thread_count
 from programs import program
 
-KINDS = ("pool", "copies")
+KINDS = ("pool", "copies", "sharing")
 
 
 def load(path: Path, kind: str, copies: int) -> list[Program]:
     if kind == "pool":
         return [Program.load(path)]
-    return [Program.load(path, threads=1) for _ in range(copies)]
+    if kind == "copies":
+        return [Program.load(path, threads=1) for _ in range(copies)]
+    return sharing(path, copies)
+
+
+def sharing(path: Path, copies: int) -> list[Program]:
+    """Copies that map one file of packed weights, each by its own link to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        links = [Path(folder) / str(number) for number in range(copies)]
+        Program.load(path, threads=1, packed_weights=links[0]).close()
+        # Otherwise the first copy locks the file, and the others pack into memory.
+        fcntl.flock(os.open(links[0], os.O_RDWR), fcntl.LOCK_SH)
+        for link in links[1:]:
+            link.hardlink_to(links[0])
+        return [Program.load(path, threads=1, packed_weights=link) for link in links]
 
 
 def most_at_once(loaded: Program) -> tuple[str, int]:

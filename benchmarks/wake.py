@@ -4,23 +4,28 @@
 
 For each program, with and without packed weights: the first load (which packs), a later load, and
 a wake after sleep, from the call to its vector beyond what inference takes. Then processes with
-the same model loaded: anonymous, file-backed and proportional memory of each. Then both kinds in
-one process, by turns: whether their vectors are equal to the bit, and the ratio of latencies. The
-first line is what a process takes before it loads a model, and with the embedded one. Every other
-figure comes from its own process. Making the programs needs the [export] extra; a path of a `.pte`
-file is taken too.
+the same model loaded, and workers of a server: anonymous, file-backed and proportional memory of
+each. Then both kinds in one process, by turns: whether their vectors are equal to the bit, and the
+ratio of their latencies. The first lines are what a process takes before it loads a model, and with
+the embedded one. Every other figure comes from its own process. Making the programs needs the
+[export] extra; a path of a `.pte` file is taken too.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -121,18 +126,50 @@ def memory_of(count: int, *arguments: str) -> dict[str, float]:
             holder.communicate()
 
 
+def memory_of_workers(count: int, path: str, cache: str) -> dict[str, float]:
+    """Memory of each worker of a server that has answered requests, on average."""
+    import httpx
+    import psutil
+    from PIL import Image
+
+    command = [sys.executable, "-m", "aioembed", "serve", "--port", "0", "--workers", str(count)]
+    command += ["--model", path, "--cache-dir", cache, "--log-level", "error"]
+    image = io.BytesIO()
+    Image.new("RGB", (224, 224)).save(image, "PNG")
+    body = {"input": base64.b64encode(image.getvalue()).decode()}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            url = next(line for line in server.stderr if "serving on" in line).split()[-1]
+            with ThreadPoolExecutor(8 * count) as clients:
+
+                def ask(_: int) -> int:
+                    return httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).status_code
+
+                while set(clients.map(ask, range(64 * count))) != {200}:
+                    time.sleep(0.5)
+            children = psutil.Process(server.pid).children()
+            workers = [one.pid for one in children if "spawn_main" in " ".join(one.cmdline())]
+            assert len(workers) == count
+            each = [memory(pid) for pid in workers]
+            return {kind: sum(one[kind] for one in each) / count for kind in each[0]}
+        finally:
+            server.terminate()
+
+
 def shown(megabytes: dict[str, float]) -> str:
     return ", ".join(f"{kind} {size:.0f}" for kind, size in megabytes.items())
 
 
-def in_child(kind: str, path: str = "", cache: str = "", packed: str = "") -> dict[str, float]:
+def in_child(kind: str, path: str = "", cache: str = "", packed: str = "") -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", kind, path, cache, packed]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
 def run_child(kind: str, path: str, cache: str, packed: str) -> None:
+    measures: dict[str, Callable[..., Awaitable[Any]]]
     measures = {"load": load_time, "wake": wake_time, "compare": compare, "bare": bare}
     if kind == "hold":
         anyio.run(hold, path, cache, packed == "packed")
@@ -153,6 +190,9 @@ def measure(path: str, cache: str, packed: str, processes: list[int]) -> None:
     for count in processes:
         megabytes = shown(memory_of(count, path, cache, packed))
         print(f"  {count} processes, MB each: {megabytes}", flush=True)
+        if packed == "packed":
+            megabytes = shown(memory_of_workers(count, path, cache))
+            print(f"  {count} workers of a server, MB each: {megabytes}", flush=True)
     if packed == "packed":
         both = in_child("compare", path, cache)
         print(
@@ -172,7 +212,7 @@ def main() -> None:
         run_child(*options.child)
         return
     for when, megabytes in in_child("bare").items():
-        print(f"{when}, MB: {shown(megabytes)}")  # type: ignore[arg-type]  # a figure of each kind
+        print(f"{when}, MB: {shown(megabytes)}")
     for name in options.programs:
         path = name if name.endswith(".pte") else str(program(name))
         for packed in ("plain", "packed"):
