@@ -38,8 +38,6 @@ from http_load import (
     upload,
 )
 
-GOAL = 20.0
-"""Milliseconds, the 99th percentile of `/healthz` at full load."""
 TRICKLE = 0.2
 """Seconds between two bytes of a slow client."""
 FLAT = 0.05
@@ -217,9 +215,6 @@ async def phase(
         await asyncio.sleep(load.left)
     ours, bare = await asyncio.to_thread(probed, probe)
     print(f"{name:14} healthz {latencies(ours)};  server that does nothing {latencies(bare)}")
-    if sending is everything:
-        p99 = quantile(ours, 99)
-        print(f"{'':14} goal p99 <= {GOAL:.0f} ms: {'met' if p99 <= GOAL else 'not met'}")
     return load
 
 
