@@ -41,13 +41,18 @@ async def obtain(folder: PackedFolder, program: Path = _PROGRAM) -> PackedFile |
     )
 
 
-def run(packed: Path | None, program: Path = _PROGRAM) -> NDArray[np.float32]:
+def run(
+    packed: Path | None, program: Path = _PROGRAM, threads: int | None = 1
+) -> NDArray[np.float32]:
     """Load a program and return its output for fixed noise."""
-    loaded = Program.load(program, threads=1, packed_weights=packed)
-    shape = loaded.methods["forward"].inputs[0].shape
-    noise = np.random.default_rng(7).random(shape, dtype=np.float32)
+    loaded = Program.load(program, threads=threads, packed_weights=packed)
+    dice = np.random.default_rng(7)
+    inputs = [
+        (dice.random(info.shape) * (1 if "float" in info.dtype else 90)).astype(info.dtype)
+        for info in loaded.methods["forward"].inputs
+    ]
     try:
-        return loaded.run(noise)[0]
+        return loaded.run(*inputs)[0]
     finally:
         loaded.close()
 
@@ -314,6 +319,24 @@ async def test_a_damaged_program_is_not_packed_and_not_tried_again(
     assert len(caplog.records) == 1
     assert not list(folder.path.glob("*.weights"))
     assert not list(folder.path.glob("*.tmp"))
+
+
+_PROGRAMS = sorted(
+    path
+    for folder in (_PROGRAM.parent, Path(__file__).parents[1] / "src/aioembed/data")
+    for path in folder.glob("*.pte")
+    if not path.stem.startswith("constant")  # these have no weights
+)
+
+
+@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("program", _PROGRAMS, ids=lambda path: path.stem)
+def test_outputs_are_equal_to_the_bit(tmp_path: Path, program: Path, threads: int | None) -> None:
+    packed = tmp_path / "weights"
+    plain = run(None, program, threads)
+    for _ in range(2):  # the first load writes the file, the second one maps it
+        np.testing.assert_array_equal(run(packed, program, threads), plain)
+    assert packed.stat().st_size
 
 
 @pytest.fixture
