@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -230,3 +231,13 @@ def test_pictures_are_shown_upright(example: Any, tmp_path: Path, stated_in: str
     stated = {"exif": exif} if stated_in == "exif" else {"xmp": xmp}
     Image.new("RGB", (60, 20)).save(path, **stated)
     assert example.open_upright(str(path), (100, 100)).size == (20, 60)
+
+
+def test_an_index_that_cannot_be_opened_is_one_line(
+    example: Any, index_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_file.write_bytes(b"no database" * 100)
+    command = ["photo_search.py", str(index_file.parent), "--index", str(index_file)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="is not an index"):
+        example.main()
