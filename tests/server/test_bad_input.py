@@ -155,6 +155,9 @@ async def test_what_arrives_of_a_refused_body_is_read_before_the_answer_ends(
     routes = app(tiny, limits=ServerLimits(max_body_bytes=100), api_key=api_key)
     await routes(post_scope(**{"content-length": "3000"}), body, send)
     assert events == ["start", "more", "read", "read", "read", "body"]
+    events.clear()
+    await routes(post_scope(**{"content-length": "3000", "expect": "100-continue"}), body, send)
+    assert events == ["start", "body"]  # reading would ask for the body
 
 
 async def test_a_body_that_does_not_come_is_408(tiny: ImageEmbeddings) -> None:

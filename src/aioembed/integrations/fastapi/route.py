@@ -179,7 +179,8 @@ class EmbeddingRoute(APIRoute):
         scope["aioembed"] = exchange
         with observed(exchange, scope, self.path):
             is_post = scope["method"] == "POST"
-            sending = _sending(exchange, send, receive if is_post else None)
+            sends_body = is_post and b"expect" not in dict(scope["headers"])
+            sending = _sending(exchange, send, receive if sends_body else None)
             try:
                 if not self.is_open:
                     self.server.keys.check(scope)
@@ -292,9 +293,9 @@ def _sending(exchange: Exchange, send: Send, receive: Receive | None) -> Send:
     Args:
         exchange: The request.
         send: The server's.
-        receive: Of a request with a body. A server that closes a connection with unread bytes
-            resets it, and the client may lose an answer that came early; what still arrives is
-            read before the answer ends.
+        receive: Of a request whose body is on its way. A server that closes a connection with
+            unread bytes resets it, and the client may lose an answer that came early; what still
+            arrives is read before the answer ends. None where the client waits for `100 Continue`.
     """
 
     def may_have_unread_bytes() -> bool:
