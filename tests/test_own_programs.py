@@ -79,6 +79,14 @@ async def test_a_preset_takes_the_size_and_the_layout_of_the_program(program: Pa
     assert cosine_similarity(by_name, await vector(program, "rne")) < 0.999
 
 
+async def test_the_layouts_of_one_network_give_one_vector(tmp_path: Path) -> None:
+    """Channels first, channels last, and channels last by the strides alone."""
+    expected = await vector(known("plain_nchw", tmp_path), "imagenet")
+    for name in ("plain_nhwc", "plain_strided"):
+        found = await vector(known(name, tmp_path), "imagenet")
+        assert cosine_similarity(found, expected) > 0.99999
+
+
 async def test_a_sidecar_and_a_hub_config_are_read_in_this_order(program: Path) -> None:
     size = {"height": 224, "width": 224}
     config = {

@@ -79,18 +79,31 @@ bool is_supported(ScalarType type) {
 }
 
 template <typename DimOrder>
-bool is_row_major(const DimOrder& order) {
-  for (std::size_t axis = 0; axis < order.size(); ++axis) {
-    if (order[axis] != axis) {
+bool is_order(const DimOrder& order) {
+  std::vector<bool> seen(order.size());
+  for (const auto axis : order) {
+    if (axis >= order.size() || seen[axis]) {
       return false;
     }
+    seen[axis] = true;
   }
   return true;
 }
 
+// The sizes in the order in which the axes lie in memory: those of channels-last pictures are
+// (n, height, width, 3), although the program calls them (n, 3, height, width).
+template <typename Size, typename Sizes, typename DimOrder>
+std::vector<Size> shape_in_memory(const Sizes& sizes, const DimOrder& order) {
+  std::vector<Size> shape;
+  for (const auto axis : order) {
+    shape.push_back(static_cast<Size>(sizes[axis]));
+  }
+  return shape;
+}
+
 OutputArray copy_tensor(const Tensor& tensor) {
   OutputArray copy{nullptr, {}, tensor.scalar_type()};
-  copy.shape.assign(tensor.sizes().begin(), tensor.sizes().end());
+  copy.shape = shape_in_memory<std::size_t>(tensor.sizes(), tensor.dim_order());
   copy.data.reset(new std::uint8_t[std::max<std::size_t>(tensor.nbytes(), 1)]);
   if (tensor.nbytes() != 0) {
     std::memcpy(copy.data.get(), tensor.const_data_ptr(), tensor.nbytes());
@@ -112,7 +125,7 @@ std::optional<ConstantValue> copy_value(const EValue& value) {
     return std::string(value.toString());
   }
   if (value.isTensor() && is_supported(value.toTensor().scalar_type()) &&
-      is_row_major(value.toTensor().dim_order()) &&
+      is_order(value.toTensor().dim_order()) &&
       value.toTensor().const_data_ptr() != nullptr) {
     return copy_tensor(value.toTensor());
   }
@@ -132,13 +145,13 @@ std::uint64_t physical_memory() {
 
 // Keeps alive what an input tensor is made of while a run uses it.
 struct Program::Staged {
-  explicit Staged(const InputArray& input) : sizes(input.shape), order(input.shape.size()) {
-    std::iota(order.begin(), order.end(), std::uint8_t{0});
-    strides.resize(sizes.size());
+  Staged(const InputArray& input, const std::vector<std::uint8_t>& dim_order)
+      : sizes(input.shape.size()), order(dim_order), strides(input.shape.size()) {
     std::int32_t stride = 1;
-    for (std::size_t axis = sizes.size(); axis-- > 0;) {
-      strides[axis] = stride;
-      stride *= sizes[axis];
+    for (std::size_t place = order.size(); place-- > 0;) {
+      sizes[order[place]] = input.shape[place];
+      strides[order[place]] = stride;
+      stride *= input.shape[place];
     }
     impl.emplace(
         input.dtype,
@@ -304,14 +317,15 @@ std::vector<TensorInfo> Program::describe_inputs(const MethodMeta& meta, const M
     }
     const auto tensor = unwrap(meta.input_tensor_meta(i), doing, log);
     const EValue& value = method.get_input(i);
-    if (!is_supported(tensor.scalar_type()) || !is_row_major(tensor.dim_order()) ||
+    if (!is_supported(tensor.scalar_type()) || !is_order(tensor.dim_order()) ||
         !value.isTensor()) {
       fail(Error::NotSupported, doing + ", whose dtype or memory layout is unknown here", log);
     }
     infos.push_back(
-        {{tensor.sizes().begin(), tensor.sizes().end()},
+        {shape_in_memory<std::int32_t>(tensor.sizes(), tensor.dim_order()),
          tensor.scalar_type(),
-         value.toTensor().shape_dynamism() != TensorShapeDynamism::STATIC});
+         value.toTensor().shape_dynamism() != TensorShapeDynamism::STATIC,
+         {tensor.dim_order().begin(), tensor.dim_order().end()}});
   }
   return infos;
 }
@@ -327,16 +341,17 @@ std::vector<TensorInfo> Program::describe_outputs(const MethodMeta& meta, const 
       fail(Error::NotSupported, doing + ", which is not a tensor", log);
     }
     const Tensor& tensor = value.toTensor();
-    if (!is_supported(tensor.scalar_type()) || !is_row_major(tensor.dim_order())) {
+    if (!is_supported(tensor.scalar_type()) || !is_order(tensor.dim_order())) {
       fail(Error::NotSupported, doing + ", whose dtype or memory layout is unknown here", log);
     }
     if (tensor.const_data_ptr() == nullptr && tensor.nbytes() != 0) {
       fail(Error::NotSupported, doing + ", whose memory the program has not planned", log);
     }
     infos.push_back(
-        {{tensor.sizes().begin(), tensor.sizes().end()},
+        {shape_in_memory<std::int32_t>(tensor.sizes(), tensor.dim_order()),
          tensor.scalar_type(),
-         tensor.shape_dynamism() != TensorShapeDynamism::STATIC});
+         tensor.shape_dynamism() != TensorShapeDynamism::STATIC,
+         {tensor.dim_order().begin(), tensor.dim_order().end()}});
   }
   return infos;
 }
@@ -410,6 +425,20 @@ std::vector<std::unique_ptr<Run>> Program::take_forgotten() {
   return forgotten;
 }
 
+// Of the axes of an input in memory. The runtime refuses an input or a method that there is not.
+std::vector<std::uint8_t> Program::order_of(
+    const std::string& method, std::size_t input, std::size_t axes) const {
+  for (const MethodInfo& info : methods_) {
+    if (info.name == method && input < info.inputs.size() &&
+        info.inputs[input].order.size() == axes) {
+      return info.inputs[input].order;
+    }
+  }
+  std::vector<std::uint8_t> row_major(axes);
+  std::iota(row_major.begin(), row_major.end(), std::uint8_t{0});
+  return row_major;
+}
+
 std::vector<OutputArray> Program::compute(
     const std::string& method, const std::vector<InputArray>& inputs) {
   const ErrorLines log;
@@ -423,8 +452,9 @@ std::vector<OutputArray> Program::compute(
   return translated(doing, log, [&] {
     std::vector<std::unique_ptr<Staged>> staged;
     std::vector<EValue> values;
-    for (const InputArray& input : inputs) {
-      staged.push_back(std::make_unique<Staged>(input));
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const auto order = order_of(method, i, inputs[i].shape.size());
+      staged.push_back(std::make_unique<Staged>(inputs[i], order));
       values.emplace_back(Tensor(&*staged.back()->impl));
     }
     std::vector<OutputArray> outputs;

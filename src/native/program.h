@@ -26,9 +26,10 @@ namespace aioembed {
 using executorch::runtime::etensor::ScalarType;
 
 struct TensorInfo {
-  std::vector<std::int32_t> shape;  // upper bounds where dynamic
+  std::vector<std::int32_t> shape;  // as the axes lie in memory; upper bounds where dynamic
   ScalarType dtype;
   bool dynamic;
+  std::vector<std::uint8_t> order;  // of the axes in memory, by the program's numbers
 };
 
 struct MethodInfo {
@@ -112,6 +113,8 @@ class Program {
       const executorch::runtime::MethodMeta& meta);
   std::vector<OutputArray> compute(
       const std::string& method, const std::vector<InputArray>& inputs);
+  std::vector<std::uint8_t> order_of(
+      const std::string& method, std::size_t input, std::size_t axes) const;
   void perform(Run& run);
   std::vector<std::unique_ptr<Run>> take_forgotten();
   void free_memory();

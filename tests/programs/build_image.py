@@ -103,6 +103,8 @@ def main() -> None:
         pixels = torch.zeros((1, 32, 32, 3) if channels_last else (1, 3, 32, 32))
         lower(_Plain(channels_last=channels_last), (pixels,)).write(folder / name)
     image = (torch.zeros(1, 3, 32, 32),)
+    strided = image[0].to(memory_format=torch.channels_last)
+    lower(_Plain(channels_last=False), (strided,)).write(folder / "plain_strided.pte")
     lower(_Constant(), image).write(folder / "constant.pte")
     texts = (torch.zeros(1, 8, dtype=torch.int64),)
     lower(_ConstantText(), texts).write(folder / "constant_text.pte")
