@@ -255,6 +255,7 @@ def test_coheres_client_works_unchanged(server: Server) -> None:
         client.embed(model="x", texts=["a"], input_type="query", embedding_types=["float"])
 
 
+@pytest.mark.slow  # takes seconds to import
 @pytest.mark.filterwarnings("ignore")  # of others' packages
 def test_langchains_client_works_with_its_checks_off(server: Server) -> None:
     langchain = pytest.importorskip("langchain_openai")
