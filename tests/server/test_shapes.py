@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aioembed import ImageEmbeddings, TextEmbeddings, quantize
-from aioembed.integrations.fastapi import Handle
+from aioembed.integrations.fastapi import Handle, ServerLimits
 from aioembed.similarity import VectorType
 from aioembed.tokenize import Tokenizer, Tokens
 
@@ -212,6 +212,15 @@ async def test_compact_vectors_are_those_of_quantize(
         cohere = (await clip.post("/v2/embed", json=body)).json()["embeddings"]
         assert cohere[output] == [expected.tolist()]
         assert len(cohere["float"][0]) == 24
+
+
+@pytest.mark.anyio
+async def test_the_limit_of_inputs_is_not_one_of_other_lists(towers: list[Handle]) -> None:
+    async with serving({"clip": towers}, limits=ServerLimits(max_inputs=1)) as client:
+        body = {"texts": ["a cat"], "embedding_types": ["float", "int8"], "x": [0.5] * 9}
+        assert (await client.post("/v2/embed", json=body)).status_code == 200
+        refused = await client.post("/v2/embed", json={"texts": ["a cat", "a dog"]})
+        assert refused.status_code == 400
 
 
 @pytest.mark.anyio

@@ -43,8 +43,10 @@ __all__ = [
 _logger = logging.getLogger("aioembed.server")
 _access = logging.getLogger("aioembed.access")
 
-_LISTS = frozenset(("input", "images", "texts", "labels", "prompts"))
-"""Fields that may come several times in a form."""
+_LISTS = frozenset(("input", "images", "texts", "inputs", "labels", "prompts"))
+"""Fields that hold inputs, and may come several times in a form."""
+_MOST_VALUES = 256
+"""In any other list."""
 _THREAD_BYTES = 1 << 18
 _LOOKED_AT = 16
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
@@ -450,11 +452,12 @@ def _check_counts(value: object, most: int) -> None:
     if not isinstance(value, dict):
         return
     for name, given in value.items():
-        if not isinstance(given, list) or len(given) <= most:
+        bound = most if name in _LISTS else max(most, _MOST_VALUES)
+        if not isinstance(given, list) or len(given) <= bound:
             continue
         if isinstance(given[0], int):
             continue  # token ids, of which the schema looks at the first
-        raise too_many_inputs(len(given), most, param=name[:64])
+        raise too_many_inputs(len(given), bound, param=name[:64])
 
 
 async def _while_connected(
