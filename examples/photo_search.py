@@ -3,8 +3,8 @@
     pip install "aioembed[textual]" textual-image
     python examples/photo_search.py FOLDER [--index FILE] [--model MODEL] [--text-model MODEL]
 
-Type the path of a picture, or a part of an indexed one's name; Enter on a result searches for more
-like it. With a text model that goes with the image model, words find pictures too.
+Type the path of a picture, or a part of its name; Enter on a result searches for more like it. With
+a text model that goes with the image model, words find pictures instead of names.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FolderTree(DirectoryTree):
 
 
 class ChooseFolder(ModalScreen[Path]):
-    """Asks for a folder: choosing one in the tree fills in its path, Enter there takes it."""
+    """Asks for a folder: Enter in the field takes its path, Enter in the tree fills it in."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Cancel")]
 
@@ -139,7 +139,7 @@ class PhotoSearch(ModelMixin, App[None]):
         self.bar = ProgressBar()
 
     def compose(self) -> ComposeResult:
-        wanted = "a picture or words" if self.text_model else "a picture's path or name"
+        wanted = "words or a picture's path" if self.text_model else "a picture's path or name"
         yield Input(placeholder=f"search: {wanted}", id="query", compact=True)
         with Horizontal(id="progress"):
             yield self.figures
@@ -184,7 +184,9 @@ class PhotoSearch(ModelMixin, App[None]):
             self.complain(str(error))
         else:
             if report.failed:
-                self.complain(f"{report.failed} pictures cannot be embedded")
+                self.complain(f"{report.failed:,} pictures cannot be embedded")
+            if report.missing:
+                self.complain(f"{report.missing:,} pictures are missing: is a drive not mounted?")
 
     def show_report(self) -> None:
         report = self.report
@@ -218,20 +220,22 @@ class PhotoSearch(ModelMixin, App[None]):
             results.focus()
 
     async def find(self, query: str) -> list[Hit]:
-        """Search by a picture's path or URI, an indexed one's name, or by words."""
+        """Search by a picture's path or URI, or by words; without a text model, by its name."""
+        if query.startswith(("https:", "http:", "data:", "file:")):
+            return await self.index.search_item(query, self.model, RESULTS)
         path = self.folder / query
-        names = await self.index.keys_below(self.folder)
-        named = next((key for key in names if query in os.path.basename(key)), path)  # noqa: PTH119
-        for known in (path, named):  # an indexed picture has a vector already
-            if (vector := await self.index.stored_vector(known)) is not None:
-                return await self.index.search(vector, RESULTS)
-        if ":" in query or await asyncio.to_thread(path.is_file):
-            picture = query if ":" in query else path
-            return await self.index.search_item(picture, self.model, RESULTS)
-        if self.text_model is None:
-            self.complain(f"no picture {query!r} in {self.folder}")
-            return []
-        return await self.index.search_item(query, self.text_model, RESULTS)
+        if (vector := await self.index.stored_vector(path)) is not None:
+            return await self.index.search(vector, RESULTS)
+        if await asyncio.to_thread(path.is_file):
+            return await self.index.search_item(path, self.model, RESULTS)
+        if self.text_model is not None:
+            return await self.index.search_item(query, self.text_model, RESULTS)
+        for key in await self.index.keys_below(self.folder):
+            if query in os.path.basename(key):  # noqa: PTH119  # there may be very many
+                vector = await self.index.get(key)
+                return [] if vector is None else await self.index.search(vector, RESULTS)
+        self.complain(f"no picture {query!r} in {self.folder}")
+        return []
 
     @on(Results.OptionHighlighted)
     @work(exclusive=True, group="preview")

@@ -161,7 +161,10 @@ async def test_words_find_pictures(drive: Drive, photos: Path) -> None:
     async with drive(photos, **models) as (app, pilot):
         await settled(app, pilot)
         assert sorted(await search(app, pilot, "a cat")) == ["one.png", "three.png", "two.png"]
-        assert app.text_model.statistics().succeeded == 1
+        await search(app, pilot, "two")  # a part of a name is words, too
+        assert app.text_model.statistics().succeeded == 2
+        assert (await search(app, pilot, "two.png"))[0] == "two.png"
+        assert app.text_model.statistics().succeeded == 2
 
 
 async def test_another_folder_is_chosen(drive: Drive, photos: Path, tmp_path: Path) -> None:
@@ -194,6 +197,18 @@ async def test_what_is_not_there_is_said_and_the_app_goes_on(
         (photos / "three.png").unlink()
         await search(app, pilot, "three")
         assert "not readable" in str(app.query_one("#path", Label).render())
+
+
+async def test_a_drive_that_is_not_mounted_is_said(
+    drive: Drive, photos: Path, complaints: list[str]
+) -> None:
+    async with drive(photos) as (app, pilot):
+        await settled(app, pilot)
+        for name in ("one", "two", "three"):
+            (photos / f"{name}.png").unlink()
+        app.sync(photos)
+        await settled(app, pilot)
+        assert complaints == ["3 pictures are missing: is a drive not mounted?"]
 
 
 async def test_an_index_of_another_space_is_said(
