@@ -1,4 +1,4 @@
-"""How much one request, one client and all of them together may ask for."""
+"""The limits of one request, of one client and of all together, and what counts against them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Load:
 
 
 class Reservation:
-    """The bytes of one body: as many as were declared, and those that came beyond.
+    """The bytes of one body: as many as were declared, and those that arrived beyond them.
 
     Attributes:
         bytes: Counted so far.
@@ -177,7 +177,7 @@ class Reservation:
         self.bytes: int = 0
 
     def arrived(self, count: int) -> None:
-        """Count bytes that came.
+        """Count bytes that have arrived.
 
         Raises:
             Problem: The body is too large, or all of them together.

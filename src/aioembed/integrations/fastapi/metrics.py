@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, models, calls by stage, memory; of all worker processes."""
+"""Metrics for Prometheus, of all worker processes: requests, models, stages of calls, memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MEMORY = Path("/proc/self/statm")
 
 
 class Metrics:
-    """The figures of one server.
+    """The metrics of one server.
 
     With `PROMETHEUS_MULTIPROC_DIR` set before Python starts, as `aioembed serve --workers` does,
     they are those of all worker processes together, by prometheus_client's own way.
@@ -136,7 +136,7 @@ class Metrics:
 
 
 def _forget_dead_processes(folder: Path) -> None:
-    """Leave what dead workers last said of themselves out; their counts remain."""
+    """Remove the gauges of workers that have ended; their counters remain."""
     for path in folder.glob("gauge_live*.db"):
         process = path.stem.rpartition("_")[2]
         try:

@@ -134,7 +134,7 @@ class Models:
         self._starters.append(starter)
 
     def image(self, name: str | None = None) -> ImageEmbeddings:
-        """Return an image model, for routes of an application's own.
+        """Return an image model, for an application's own routes.
 
         Args:
             name: The first where None.
@@ -312,7 +312,7 @@ def _no_lifespan() -> Problem:
 
 
 def shown(state: ModelState) -> Condition:
-    """Return what a model is doing, in a word."""
+    """Return what a model is doing, for logs and clients."""
     return "asleep" if state.is_asleep else "waking" if state.is_waking else state.status
 
 

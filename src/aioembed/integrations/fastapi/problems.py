@@ -68,7 +68,7 @@ _MOST_CHARACTERS = 1000
 
 
 class Problem(Exception):
-    """A request that gets an error for an answer.
+    """A request that is answered with an error.
 
     It is not an HTTPException, which the surrounding application would answer in its own form.
 
@@ -136,7 +136,7 @@ def code_of(error: AioembedError) -> str:
 
 
 def words_of(error: AioembedError) -> str:
-    """Return what an error says to an HTTP client: nothing about Python, nor about the server."""
+    """Return an error's message for an HTTP client, without names and paths of the server."""
     if isinstance(error, TextTooLong):
         said = _without_advice(error)
         return said if "shorten" in said else f"{said}: shorten it, or ask for truncation"
