@@ -222,7 +222,6 @@ async def test_values_that_cannot_work_are_refused_when_they_are_made(
         {"cache_dir": 3},
         {"http_client": "a client"},
         {"on_call": "log"},
-        {"source_policy": "untrusted"},
         {"preprocessing": 3},
         {"sha256": 3},
         {"sha256": "abc"},
@@ -232,11 +231,14 @@ async def test_values_that_cannot_work_are_refused_when_they_are_made(
 async def test_options_that_cannot_work_are_refused_by_the_handle(
     handle: Any, options: dict[str, Any]
 ) -> None:
-    name = next(iter(options))
-    if name == "source_policy" and handle is TextEmbeddings:
-        pytest.skip("texts come from nowhere")
-    with pytest.raises(InvalidConfig, match=name):
+    with pytest.raises(InvalidConfig, match=next(iter(options))):
         handle("model.pte", **options)
+
+
+async def test_a_source_policy_that_is_something_else_is_refused() -> None:
+    policy: Any = "untrusted"
+    with pytest.raises(InvalidConfig, match="source_policy"):
+        ImageEmbeddings(source_policy=policy)
 
 
 def note_programs(monkeypatch: pytest.MonkeyPatch, most: int = 9) -> list[Program]:
