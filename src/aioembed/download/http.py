@@ -394,7 +394,7 @@ class Transfer:
         seen = self._partial.received
         try:
             with anyio.fail_after(self._limits.stall) as stall:
-                written_at = time.monotonic()
+                written_at = -math.inf  # the first chunk is shown even if no other comes
                 async for chunk in chunks:
                     pending.append(chunk)
                     size += len(chunk)
