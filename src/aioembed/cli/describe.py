@@ -39,7 +39,10 @@ def describe(
     *,
     preprocessing: PreprocessingOption = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Write that to NAME.json beside the file, for good.")
+        bool,
+        typer.Option(
+            "--save", help="Write that to NAME.json beside the file, which is read from then on."
+        ),
     ] = False,
     output: Annotated[
         int | None,
