@@ -298,7 +298,7 @@ def report(found: Found, clients: list[int]) -> None:
         if rates:
             ratio = ours / max(rates.values())
             met = "met" if ratio >= GOAL else "not met"
-            print(f"{'':11} {ratio:.2f} x the fastest; goal {GOAL:.0f} x: {met}")
+            print(f"{'':11} {ratio:.2f} x the fastest; goal {GOAL:g} x: {met}")
 
 
 def instructions() -> str:
