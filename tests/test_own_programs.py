@@ -99,6 +99,10 @@ async def test_a_sidecar_and_a_hub_config_are_read_in_this_order(program: Path) 
     program.with_name("preprocessor_config.json").write_text(json.dumps(config))
     from_hub = await vector(program)
     assert from_hub.shape == (16,)
+    program.with_name("preprocessor_config.json").unlink()
+    nested = json.dumps({"processor_class": "CLIPProcessor", "image_processor": config})
+    program.with_name("processor_config.json").write_text(nested)
+    assert cosine_similarity(await vector(program), from_hub) > 0.99999
     program.with_suffix(".json").write_text(json.dumps({"preprocessing": {**size}}))
     with pytest.raises(InvalidConfig, match=r"mine\.json.*resize"):
         await vector(program)

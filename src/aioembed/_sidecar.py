@@ -32,7 +32,7 @@ PRESETS = {
 """What programs that carry no metadata are most often exported for. They apply no mean and std
 themselves, other than the CLIP programs that are exported here."""
 
-_HUB_CONFIG = "preprocessor_config.json"
+_HUB_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 _EXPORT_MANIFEST = "export.json"
 _EXPORT_VERSION = 1
 _EMBEDDINGS = ("image_embeds", "text_embeds", "pooler_output")
@@ -81,14 +81,15 @@ class Beside(NamedTuple):
 def read_beside(program: Path, forward: MethodInfo) -> Beside:
     """Return what the files beside a program say, the first that says it.
 
-    They are `NAME.json`, a Hugging Face `preprocessor_config.json`, and the `export.json` that
-    transformers' exporters write.
+    They are `NAME.json`, a Hugging Face `preprocessor_config.json` or `processor_config.json`, and
+    the `export.json` that transformers' exporters write.
 
     Raises:
         InvalidConfig: One of them cannot be read, or does not say what it should.
     """
     said = Beside()
-    for path in (program.with_suffix(".json"), program.with_name(_HUB_CONFIG)):
+    names = (program.with_suffix(".json").name, *_HUB_CONFIGS)
+    for path in map(program.with_name, names):
         if said.preprocessing is None and path.is_file():
             found = _read(path, forward)
             output = found.output if said.output is None else said.output
@@ -110,9 +111,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, forward: MethodInfo) -> Beside:
-    """Read a sidecar of `aioembed describe`, or a Hugging Face `preprocessor_config.json`."""
+    """Read a sidecar of `aioembed describe`, or a config of a Hugging Face processor."""
     content = _json(path)
-    if path.name == _HUB_CONFIG or "image_processor_type" in content:
+    if isinstance(content.get("image_processor"), dict):  # as processor_config.json has it
+        content = content["image_processor"]
+    if path.name in _HUB_CONFIGS or "image_processor_type" in content:
         return Beside(_of_hub(content, path, forward))
     try:
         sidecar = Sidecar.model_validate(content)
@@ -145,7 +148,9 @@ def _of_export(
 
 def unknown(spec_name: str, forward: MethodInfo, program: Path | None) -> UnknownPreprocessing:
     """Return the error for a program of which nothing says what pixels it takes."""
-    beside = f"{program.with_suffix('.json').name} or {_HUB_CONFIG} beside it" if program else ""
+    beside = (
+        f"{program.with_suffix('.json').name} or {_HUB_CONFIGS[0]} beside it" if program else ""
+    )
     where = f", {beside}" if beside else ""
     return UnknownPreprocessing(
         f"nothing says what pixels {shorten(spec_name)} takes ({forward.inputs[0]}); looked for: "
