@@ -43,8 +43,10 @@ def test_even_weights_are_rounded_all() -> None:
     assert exempt_linears(module, *samples_of(module)) == ()
 
 
-def test_the_linear_that_loses_most_is_kept_and_none_is_changed() -> None:
-    module = Normalised(*two_linears(outlier=30))
+@pytest.mark.parametrize("outlier", [10, 30, 100])
+def test_the_linear_that_loses_most_is_kept_and_none_is_changed(outlier: float) -> None:
+    """Each is tried on some of the samples, so that what it loses there is less than on all."""
+    module = Normalised(*two_linears(outlier=outlier))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     assert exempt_linears(module, *samples_of(module)) == ("1",)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
