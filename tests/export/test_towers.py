@@ -250,6 +250,8 @@ def test_bn_is_taken_where_it_costs_nothing(tiny_clip: Path) -> None:
         (5e-5, 1e-7, "fp32", "ln"),
         (3e-4, 2.5e-4, "int8", "bn"),
         (5e-4, 2.5e-4, "int8", "ln"),
+        (4.2e-2, 3.9e-2, "int8", "bn"),
+        (5e-2, 3.9e-2, "int8", "ln"),
         (float("inf"), 1e-7, "fp32", "ln"),
     ],
 )

@@ -48,6 +48,8 @@ _LEVELS = 127
 _SPAN = 255
 _EXACT_ENOUGH = 1e-5
 _INT8_SLACK = 1e-4
+_INT8_SHARE = 0.2
+"""Of a large loss, which exempt linears bring down in either form."""
 _MOST_LOSS = 5e-4
 """Of cosine on the samples; other inputs were seen to lose up to 1.7 times that."""
 _MOST_TOKENS = 400
@@ -110,7 +112,7 @@ def preferred_form(bn_loss: float, ln_loss: float, precision: Precision) -> Norm
         ln_loss: Of the form `ln`.
         precision: Of the program.
     """
-    slack = _EXACT_ENOUGH if precision == "fp32" else _INT8_SLACK
+    slack = _EXACT_ENOUGH if precision == "fp32" else max(_INT8_SLACK, _INT8_SHARE * ln_loss)
     return "bn" if bn_loss <= ln_loss + slack else "ln"
 
 
