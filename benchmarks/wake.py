@@ -3,12 +3,13 @@
     python benchmarks/wake.py [--programs clip_fast_fp32 clip_fast_int8] [--processes 1 2 4]
 
 For each program, with and without packed weights: the first load (which packs), a later load, and
-a wake after sleep, from the call to its vector beyond what inference takes. Then processes with
-the same model loaded, and workers of a server: anonymous, file-backed and proportional memory of
-each. Then both kinds in one process, by turns: whether their vectors are equal to the bit, and the
-ratio of their latencies. The first lines are what a process takes before it loads a model, and with
-the embedded one. Every other figure comes from its own process. Making the programs needs the
-[export] extra; a path of a `.pte` file is taken too.
+a wake after sleep, from the call to its vector beyond what inference takes; its CPU time says more
+where other processes want the CPUs too. Then processes with the same model loaded, and workers of a
+server: anonymous, file-backed and proportional memory of each. Then both kinds in one process, by
+turns: whether their vectors are equal to the bit, and the ratio of their latencies. The first lines
+are what a process takes before it loads a model, and with the embedded one. Every other figure
+comes from its own process. Making the programs needs the [export] extra; a path of a `.pte` file is
+taken too.
 """
 
 from __future__ import annotations
@@ -52,20 +53,20 @@ async def load_time(path: str, cache: str, packed: bool) -> dict[str, float]:
 
 
 async def wake_time(path: str, cache: str, packed: bool) -> dict[str, float]:
-    """Median seconds from a call to its vector, of a model that is awake and of one that sleeps."""
+    """Median seconds, and seconds of CPU time, from a call to its vector: awake, and asleep."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    awake, asleep = [], []
+    taken: dict[str, list[float]] = {"awake": [], "awake_cpu": [], "asleep": [], "asleep_cpu": []}
     async with model(path, cache, packed=packed) as handle:
         await handle.forward(pixels)
         for _ in range(_WAKES):
-            began = time.perf_counter()
-            await handle.forward(pixels)
-            awake.append(time.perf_counter() - began)
-            await handle.sleep()
-            began = time.perf_counter()
-            await handle.forward(pixels)
-            asleep.append(time.perf_counter() - began)
-    return {"awake": float(np.median(awake)), "asleep": float(np.median(asleep))}
+            for kind in ("awake", "asleep"):
+                if kind == "asleep":
+                    await handle.sleep()
+                began, cpu = time.perf_counter(), time.process_time()
+                await handle.forward(pixels)
+                taken[kind].append(time.perf_counter() - began)
+                taken[f"{kind}_cpu"].append(time.process_time() - cpu)
+    return {kind: float(np.median(seconds)) for kind, seconds in taken.items()}
 
 
 async def compare(path: str, cache: str, _packed: bool) -> dict[str, float]:
@@ -181,10 +182,11 @@ def measure(path: str, cache: str, packed: str, processes: list[int]) -> None:
     in_child("load", path, cache, "plain")  # its trial run
     first, *later = (in_child("load", path, cache, packed)["load"] for _ in range(4))
     woken = in_child("wake", path, cache, packed)
-    wake = woken["asleep"] - woken["awake"]
+    wake, cpu = (woken[f"asleep{kind}"] - woken[f"awake{kind}"] for kind in ("", "_cpu"))
     print(
         f"{Path(path).stem}, {packed}: first load {first:.3f} s, later {min(later):.3f} s; a wake "
-        f"takes {wake * 1e3:.1f} ms beyond inference ({woken['awake'] * 1e3:.1f} ms)",
+        f"takes {wake * 1e3:.1f} ms ({cpu * 1e3:.1f} of CPU time) beyond inference "
+        f"({woken['awake'] * 1e3:.1f} ms)",
         flush=True,
     )
     for count in processes:
