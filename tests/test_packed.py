@@ -46,15 +46,19 @@ def run(
 ) -> NDArray[np.float32]:
     """Load a program and return its output for fixed noise."""
     loaded = Program.load(program, threads=threads, packed_weights=packed)
+    try:
+        return run_on_noise(loaded)
+    finally:
+        loaded.close()
+
+
+def run_on_noise(program: Program) -> NDArray[np.float32]:
     dice = np.random.default_rng(7)
     inputs = [
         (dice.random(info.shape) * (1 if "float" in info.dtype else 90)).astype(info.dtype)
-        for info in loaded.methods["forward"].inputs
+        for info in program.methods["forward"].inputs
     ]
-    try:
-        return loaded.run(*inputs)[0]
-    finally:
-        loaded.close()
+    return program.run(*inputs)[0]
 
 
 @pytest.fixture(scope="session")
@@ -127,10 +131,8 @@ async def test_programs_that_are_loaded_at_the_same_time_have_paths_of_their_own
     assert len(set(paths)) == 3
     assert len({path.stat().st_ino for path in paths}) == 1
     programs = [Program.load(_PROGRAM, threads=1, packed_weights=path) for path in paths]
-    shape = programs[0].methods["forward"].inputs[0].shape
-    noise = np.random.default_rng(7).random(shape, dtype=np.float32)
     for program in programs:
-        np.testing.assert_array_equal(program.run(noise)[0], expected)
+        np.testing.assert_array_equal(run_on_noise(program), expected)
         program.close()
     for file in files:
         assert file is not None
