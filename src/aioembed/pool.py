@@ -134,7 +134,11 @@ class ModelPool(Generic[HandleT]):
 
     @property
     def memory(self) -> Mapping[str, int]:
-        """Bytes of each model that is loaded or being loaded; their sum is within `max_memory`."""
+        """Bytes of each model that is loaded or being loaded.
+
+        Their sum is within `max_memory`, except for a moment: when a model is loaded for the first
+        time and takes more than its file, another one is then put to sleep.
+        """
         return MappingProxyType(dict(self._memory))
 
     @property

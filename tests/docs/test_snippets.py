@@ -22,7 +22,7 @@ from aioembed.testing import HubServer
 
 from .pages import PAGES, Snippet, snippets
 
-_MOST_NOT_RUN = 5  # other libraries' own code, and what needs a cluster or torch
+_MOST_NOT_RUN = 6  # other libraries' own code, and what needs a cluster or torch
 _OPTIONAL = {
     "aioembed.integrations.ray": "ray",
     "aioembed.integrations.fastapi": "fastapi",
