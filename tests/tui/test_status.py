@@ -108,9 +108,8 @@ async def test_a_download_is_shown_at_40_percent(program: bytes, tmp_path: Path)
 
             app.status.focus()
             await pilot.press("p")
-            await pilot.pause()
+            await shown(pilot, app, 2, "paused")
             assert model.state.is_paused
-            assert lines(app)[2].endswith("paused")
     assert model.state.status is Status.CLOSED
 
 
