@@ -247,21 +247,22 @@ async def test_cohere_has_its_own_answers_and_errors(clip: httpx.AsyncClient) ->
 
 def test_coheres_client_works_unchanged(server: Server) -> None:
     cohere = pytest.importorskip("cohere")
-    client = cohere.ClientV2(api_key="unused", base_url=server.url)
-    texts = client.embed(
-        model="clip",
-        texts=["a cat", "a dog"],
-        input_type="search_document",
-        embedding_types=["float", "int8"],
-    )
-    assert np.shape(texts.embeddings.float_) == (2, 24)
-    assert np.shape(texts.embeddings.int8) == (2, 24)
-    images = client.embed(
-        model="clip", images=[DATA_URI], input_type="image", embedding_types=["float"]
-    )
-    assert np.linalg.norm(images.embeddings.float_[0]) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(cohere.NotFoundError, match="no model is named"):
-        client.embed(model="x", texts=["a"], input_type="query", embedding_types=["float"])
+    with httpx.Client() as http:  # the package leaves its own one open
+        client = cohere.ClientV2(api_key="unused", base_url=server.url, httpx_client=http)
+        texts = client.embed(
+            model="clip",
+            texts=["a cat", "a dog"],
+            input_type="search_document",
+            embedding_types=["float", "int8"],
+        )
+        assert np.shape(texts.embeddings.float_) == (2, 24)
+        assert np.shape(texts.embeddings.int8) == (2, 24)
+        images = client.embed(
+            model="clip", images=[DATA_URI], input_type="image", embedding_types=["float"]
+        )
+        assert np.linalg.norm(images.embeddings.float_[0]) == pytest.approx(1, abs=1e-5)
+        with pytest.raises(cohere.NotFoundError, match="no model is named"):
+            client.embed(model="x", texts=["a"], input_type="query", embedding_types=["float"])
 
 
 @pytest.mark.slow  # takes seconds to import
