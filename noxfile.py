@@ -98,7 +98,9 @@ def lowest(session: nox.Session) -> None:
     session.install("--force-reinstall", "--no-deps", str(_wheel(session)))
     session.install("-r", str(versions), "-c", str(versions), "--group", "test")
     session.run("python", "-m", "pip", "check")
-    session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or LOWEST_TESTS))
+    # With anyio 4.11 the socket of a cancelled connection is sometimes left to the collector.
+    allowed = ("-W", "default::pytest.PytestUnraisableExceptionWarning")
+    session.run("python", "-m", "pytest", "-n", "2", *allowed, *(session.posargs or LOWEST_TESTS))
 
 
 @nox.session
