@@ -64,7 +64,7 @@ class FakeClock:
         return self.now
 
 
-async def test_one_item_runs_at_once_and_alone() -> None:
+async def test_one_item_runs_immediately_and_alone() -> None:
     machine = Machine()
     batcher = machine.batcher(max_batch=8)
     assert await batcher.submit(21) == 42
@@ -93,7 +93,7 @@ async def test_what_waits_meanwhile_forms_the_next_batches_in_order() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-async def test_no_more_batches_run_at_once_than_there_are_workers(workers: int) -> None:
+async def test_no_more_batches_run_concurrently_than_there_are_workers(workers: int) -> None:
     machine = Machine()
     machine.gate.clear()
     running: list[int] = []
@@ -109,7 +109,7 @@ async def test_no_more_batches_run_at_once_than_there_are_workers(workers: int) 
     assert running[-1] == 0
 
 
-async def test_an_error_reaches_its_own_batch_and_nobody_else() -> None:
+async def test_an_error_reaches_the_callers_of_its_batch_only() -> None:
     machine = Machine()
     batcher = machine.batcher()
     outcomes: dict[int, object] = {}
@@ -339,7 +339,7 @@ async def test_a_bad_item_fails_alone_and_the_rest_of_its_batch_succeeds() -> No
     assert outcomes == {0: 0, 1: 2, -2: "negative: [-2]", 3: 6, -4: "negative: [-4]"}
 
 
-async def test_a_run_that_returns_too_few_results_is_an_error_and_no_mix_up() -> None:
+async def test_a_run_that_returns_too_few_results_is_an_error() -> None:
     async def run(_worker: int, _items: Sequence[int]) -> list[int]:
         return []
 

@@ -53,7 +53,7 @@ def test_another_scheme_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["", 3, None])
-def test_what_is_no_source_is_refused(source: object) -> None:
+def test_a_value_that_is_not_a_source_is_refused(source: object) -> None:
     with pytest.raises(InvalidModelSource):
         resolve_model(source)  # type: ignore[arg-type]
 

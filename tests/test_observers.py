@@ -1,4 +1,4 @@
-"""Observers: told in order, the latest value, and never in each other's way."""
+"""Observers are called in order with the latest value, and do not affect each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_value_is_the_same_object_until_it_changes() -> None:
     assert store.value is store.value is not before
 
 
-def test_a_thousand_observers_are_told_in_the_order_they_came() -> None:
+def test_a_thousand_observers_are_called_in_the_order_they_came() -> None:
     counter = Counter()
     seen: list[int] = []
     for number in range(1000):
@@ -46,7 +46,7 @@ def test_a_thousand_observers_are_told_in_the_order_they_came() -> None:
     assert seen == list(range(1000))
 
 
-def test_a_raising_observer_is_logged_and_disturbs_nobody(
+def test_an_observer_that_raises_is_logged_and_does_not_affect_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     counter = Counter()
@@ -64,7 +64,7 @@ def test_a_raising_observer_is_logged_and_disturbs_nobody(
     assert "broken observer" in caplog.text
 
 
-def test_unsubscribing_in_a_callback_takes_effect_at_once() -> None:
+def test_unsubscribing_in_a_callback_takes_effect_immediately() -> None:
     counter = Counter()
     seen: list[str] = []
     unsubscribe: list[Callable[[], None]] = []
@@ -96,7 +96,7 @@ def test_subscribing_in_a_callback_starts_with_the_next_change() -> None:
     assert seen == [2]
 
 
-def test_unsubscribing_twice_is_harmless_and_touches_nobody_else() -> None:
+def test_unsubscribing_twice_does_not_affect_the_others() -> None:
     counter = Counter()
     seen: list[int] = []
     callback = seen.append

@@ -1,4 +1,4 @@
-"""Programs from elsewhere: nothing is guessed, and what is said of them is believed."""
+"""Programs from other exporters: preprocessing is never guessed, and what declares it is used."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ async def test_a_sidecar_that_does_not_fit_names_both_shapes(program: Path) -> N
         await vector(program)
 
 
-async def test_what_is_no_preset_and_no_file_is_refused(program: Path) -> None:
+async def test_a_preprocessing_that_is_neither_a_preset_nor_a_file_is_refused(
+    program: Path,
+) -> None:
     with pytest.raises(InvalidConfig, match="imagnet"):
         await vector(program, "imagnet")
     with pytest.raises(InvalidConfig, match=r"absent\.json"):
@@ -220,7 +222,7 @@ def test_a_trial_counts_for_the_file_and_the_version_that_passed_it(program: Pat
     assert not LocalFile(program, cache).was_tried("1.5")
 
 
-def test_a_record_that_cannot_be_kept_costs_its_facts_only(program: Path) -> None:
+def test_a_record_that_cannot_be_written_does_not_fail_the_load(program: Path) -> None:
     cache = program.with_name("a file")
     cache.write_text("in the way")
     file = LocalFile(program, cache)

@@ -1,4 +1,4 @@
-"""Packed weights in files: packed once, shared, checked, and never in the way of a load."""
+"""Packed weights in files: packed once, shared, checked; without them a load still works."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def expected() -> NDArray[np.float32]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> PackedFolder:
-    """An empty one: what needs a file in it lets a child process pack, which takes a second."""
+    """An empty cache; a test that needs a packed file waits a second for the child process."""
     return PackedFolder(tmp_path)
 
 
@@ -95,7 +95,7 @@ def filled(tmp_path: Path, packed_once: Path) -> PackedFolder:
 
 @pytest.fixture(autouse=True)
 def another_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see what another could not pack."""
+    """Forget which programs another test failed to pack."""
     monkeypatch.setattr(PackedFolder, "_unpackable", set())
 
 
@@ -123,7 +123,7 @@ async def test_the_first_load_packs_and_the_next_ones_find_it(
     assert all(path.stat().st_mode & 0o022 == 0 for path in folder.path.iterdir())
 
 
-async def test_programs_that_are_loaded_at_the_same_time_have_paths_of_their_own(
+async def test_programs_that_are_loaded_at_the_same_time_have_their_own_paths(
     filled: PackedFolder, expected: NDArray[np.float32]
 ) -> None:
     files = [await obtain(filled) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Many models in bounded memory: loaded when called, put to sleep for others, never in use."""
+"""Many models in bounded memory: loaded when called; only unused ones sleep to make room."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_a_model_in_use_is_not_put_to_sleep() -> None:
 
 
 async def test_where_all_are_in_use_the_running_calls_end_first() -> None:
-    """And what comes for the model that gives way meanwhile waits for its next turn."""
+    """New calls of the model that gives way wait for its next turn."""
     ended = []
     async with pool_of("ab", 100) as pool:
         await pool["a"].load()
@@ -430,7 +430,7 @@ def test_memory_that_is_not_a_positive_number_of_bytes_is_refused(wrong: Any) ->
 
 
 @pytest.mark.parametrize("wrong", [{}, [], None, {"": stand_in()}, {1: stand_in()}, {"a": "clip"}])
-def test_what_is_no_mapping_of_names_to_handles_is_refused(wrong: Any) -> None:
+def test_models_that_are_not_a_mapping_of_names_to_handles_are_refused(wrong: Any) -> None:
     with pytest.raises(InvalidConfig):
         ModelPool(wrong, max_memory=1)
 

@@ -54,7 +54,7 @@ def test_different_dimensions_name_both() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 2, 2)), np.float32(3), np.array(["a", "b"])])
-def test_what_is_no_vector_or_matrix_of_numbers_is_refused(bad: object) -> None:
+def test_a_value_that_is_not_a_vector_or_matrix_of_numbers_is_refused(bad: object) -> None:
     with pytest.raises(WrongDimensions, match="vectors"):
         dot_product(bad, np.zeros(2))  # type: ignore[call-overload]
 

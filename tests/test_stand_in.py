@@ -109,7 +109,7 @@ async def test_delays_meet_timeouts_and_limits() -> None:
         model.delay = 0
 
 
-async def test_a_load_fails_as_it_is_told_to_and_the_next_one_works() -> None:
+async def test_a_load_fails_with_the_error_that_was_set_and_the_next_one_works() -> None:
     model = ImageEmbeddingsStandIn()
     model.load_error = ResourceError("no network")
     with pytest.raises(ResourceError, match="no network"):
@@ -145,7 +145,7 @@ async def test_results_of_items_can_be_set() -> None:
 
 
 @pytest.mark.parametrize("item", [None, 3, [1], object()])
-async def test_what_is_no_image_is_refused(item: Any) -> None:
+async def test_a_value_that_is_not_an_image_is_refused(item: Any) -> None:
     async with ImageEmbeddingsStandIn() as model:
         with pytest.raises(InvalidUserInput):
             await model.forward(item)

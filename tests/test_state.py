@@ -1,4 +1,4 @@
-"""The lifecycle: every legal move is made, every other is refused."""
+"""The lifecycle: every legal move is made, any other is refused."""
 
 from __future__ import annotations
 

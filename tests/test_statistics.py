@@ -78,7 +78,7 @@ def test_a_snapshot_does_not_change_any_more() -> None:
         before.batch_sizes[1] = 2  # type: ignore[index]
 
 
-def test_a_steady_rate_is_told_as_it_is_and_fades_when_nothing_comes() -> None:
+def test_a_steady_rate_is_reported_as_it_is_and_fades_when_nothing_comes() -> None:
     rate = Rate(window=10)
     assert rate.per_second(0) == 0
     for event in range(1000):

@@ -1,4 +1,4 @@
-"""Background tasks and calls in worker threads: nothing escapes, nobody is held up."""
+"""Background tasks and calls in worker threads: none is lost, and none blocks its caller."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_an_interrupt_in_a_task_ends_the_program(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_current_loop_is_known_and_told_from_one_that_ended(backend: str) -> None:
+def test_the_current_loop_is_known_and_distinguished_from_one_that_ended(backend: str) -> None:
     async def main() -> object:
         loop = current_loop()
         assert loop is not None
@@ -262,7 +262,7 @@ async def test_an_error_of_a_thread_leaves_no_cycle_behind(releasing: bool) -> N
         gc.enable()
 
 
-def test_a_thread_that_outlives_its_loop_disturbs_nobody() -> None:
+def test_a_thread_that_outlives_its_loop_has_no_effect() -> None:
     begun, finish = threading.Event(), threading.Event()
 
     def work() -> None:

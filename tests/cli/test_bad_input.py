@@ -1,4 +1,4 @@
-"""What is wrong is said on one line of stderr, with a typed error and an exit code."""
+"""A wrong input is one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_an_unknown_model_suggests_the_nearest_name(invoke: Invoke, picture: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\0" * 4096, None])
-def test_a_model_file_that_is_none_is_the_models_fault(
+def test_a_file_that_is_not_a_model_is_the_models_fault(
     invoke: Invoke, picture: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "model.pte"

@@ -45,7 +45,7 @@ def test_a_near_duplicate_is_another_picture_of_the_same_mode() -> None:
         assert picture.tobytes() != cat.tobytes(), change
 
 
-def test_a_folder_of_ones_own_pictures_is_shown_and_a_broken_one_named(
+def test_a_folder_of_pictures_is_shown_and_a_broken_one_named(
     invoke: Invoke, tmp_path: Path
 ) -> None:
     (tmp_path / "holidays").mkdir()

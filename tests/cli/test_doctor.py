@@ -124,7 +124,7 @@ def test_doctor_finds_a_working_installation(
     assert checks["embedding"]["verdict"] == "ok"
 
 
-def test_doctor_says_in_words_what_is_broken(
+def test_doctor_says_what_is_broken(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_the_way = tmp_path / "file"
@@ -199,7 +199,7 @@ def test_a_trial_that_kills_its_process_is_explained(
     assert "lacks an instruction" in check["advice"]
 
 
-def test_a_trial_that_raises_is_told_by_its_last_line(
+def test_a_trial_that_raises_is_reported_by_its_last_line(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_instead(monkeypatch, "import no_such_module")
@@ -215,7 +215,9 @@ def test_a_trial_without_end_is_given_up(invoke: Invoke, monkeypatch: pytest.Mon
     assert "did not end within 0.2 s" in examine(invoke)["embedding"]["found"]
 
 
-def test_no_compiler_is_no_defect(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_not_a_defect(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
     check = examine(invoke)["compiler"]
     assert check["verdict"] == "ok"
@@ -236,7 +238,7 @@ def test_a_c_library_without_wheels_is_named(
 
 
 @_LINUX
-def test_a_machine_without_proc_is_told_to_mount_it(
+def test_without_proc_the_message_says_to_mount_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "cpuinfo")

@@ -91,7 +91,7 @@ def test_output_goes_to_a_file_and_stdout_stays_empty(
 
 
 @pytest.mark.parametrize("name", ["missing/vectors.json", ""])
-def test_an_output_that_cannot_be_written_is_refused_at_once(
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     invoke: Invoke, picture: Path, tmp_path: Path, name: str
 ) -> None:
     result = invoke("embed", picture, "--output", tmp_path / name)

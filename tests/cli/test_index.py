@@ -110,7 +110,7 @@ def test_jsonl_reports_progress_then_failures_then_the_result(
     assert all(set(line) == set(whole) for line in begun)
 
 
-def test_an_index_that_goes_on_writes_few_lines_a_second(
+def test_progress_is_at_most_a_few_lines_a_second(
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     seconds = 0.0

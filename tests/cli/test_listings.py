@@ -26,7 +26,7 @@ def test_models_as_json_are_whole_specs(invoke: Invoke) -> None:
     assert all(spec["source"] for spec in specs)
 
 
-def test_help_tells_the_exit_codes(invoke: Invoke) -> None:
+def test_help_lists_the_exit_codes(invoke: Invoke) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert "Exit codes:" in result.stdout

@@ -61,7 +61,7 @@ def test_a_terminal_shows_the_states_and_the_count(pictures: list[Path]) -> None
     assert "embedding: 3 of 3 (100 %)" in screen.getvalue()
 
 
-def test_what_is_no_terminal_shows_nothing(pictures: list[Path]) -> None:
+def test_no_progress_is_shown_without_a_terminal(pictures: list[Path]) -> None:
     screen = io.StringIO()
 
     async def run() -> None:
@@ -74,7 +74,7 @@ def test_what_is_no_terminal_shows_nothing(pictures: list[Path]) -> None:
     assert screen.getvalue() == ""
 
 
-def test_the_pace_tells_rate_and_time_left_of_what_took_work() -> None:
+def test_the_pace_gives_rate_and_time_left_of_what_took_work() -> None:
     seconds = 0.0
     pace = Pace(lambda: seconds)
     assert pace.describe(900, 1000, 0) == "900 of 1,000 (90 %)"

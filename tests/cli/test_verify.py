@@ -34,7 +34,7 @@ def lines(output: str) -> list[list[str]]:
     return [line.split() for line in output.splitlines() if line.strip()]
 
 
-def test_each_photograph_has_a_caption_of_its_own() -> None:
+def test_each_photograph_has_its_own_caption() -> None:
     assert sorted(CAPTIONS) == sorted(photographs())
     assert len(set(CAPTIONS.values())) == len(CAPTIONS)
 
@@ -104,7 +104,7 @@ def test_a_text_model_of_another_checkpoint_is_a_usage_error(invoke: Invoke) -> 
     assert "another checkpoint" in result.stderr
 
 
-def test_a_file_that_is_no_program_is_the_models_fault(invoke: Invoke, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_program_is_the_models_fault(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "page.pte"
     path.write_text("<html>")
     assert invoke("verify", path).exit_code == 3

@@ -79,7 +79,7 @@ class Stage:
 
     @property
     def awaits(self) -> bool:
-        """Whether it needs an event loop around it; one of its own cannot run inside that."""
+        """Whether it needs an event loop around it; it cannot start one inside another."""
         parts = (self._snippet.setup, self._snippet.code)
         return any(_awaits(self._compile(part, line=1)) for part in parts)
 
@@ -135,7 +135,7 @@ def test_a_snippet_runs(snippet: Snippet, folder: Path, capsys: pytest.CaptureFi
     if "TextEmbeddings" in snippet.code:
         pytest.importorskip("tokenizers")
     with ExitStack() as running:
-        running.callback(gc.unfreeze)  # a page tells servers to freeze what they have imported
+        running.callback(gc.unfreeze)  # a page has servers freeze what they have imported
         stage = Stage(snippet, folder, running)
         if stage.awaits:
             anyio.run(stage.run)

@@ -51,7 +51,7 @@ def cache(tmp_path: Path) -> Cache:
 
 
 class Waits:
-    """A clock for retries: notes what it is asked to sleep and returns at once."""
+    """A clock for retries: records the requested sleeps and returns immediately."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []

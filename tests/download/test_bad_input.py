@@ -52,7 +52,7 @@ def test_limits_that_cannot_work_are_refused(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["mirror", "ftp://mirror", "http://[::1", "https://"])
-def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+def test_an_endpoint_that_is_not_a_url_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidConfig):
         Hub.configured(endpoint)
 

@@ -1,4 +1,4 @@
-"""The calculators of progress, handed the time."""
+"""The calculators of progress, with the clock passed in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert meter.rate == pytest.approx(50)
 
 
-def test_the_rate_is_0_before_there_is_enough_to_tell_and_after_a_pause() -> None:
+def test_the_rate_is_0_until_there_is_enough_data_and_after_a_pause() -> None:
     meter = RateMeter(window=5.0)
     assert meter.rate == 0
     meter.add(0.0, 0)
@@ -36,7 +36,7 @@ def test_the_rate_is_0_before_there_is_enough_to_tell_and_after_a_pause() -> Non
     assert meter.rate == 0
 
 
-def test_it_tells_at_most_20_times_a_second_and_the_end_once() -> None:
+def test_it_reports_at_most_20_times_a_second_and_the_end_once() -> None:
     clock, seen = Clock(), list[Progress]()
     meter = ProgressMeter([1000], seen.append, clock=clock)
     for received in range(1001):
@@ -87,7 +87,7 @@ def test_without_an_observer_nothing_happens() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_came_too_early_to_be_told_is_told_when_nothing_follows() -> None:
+async def test_progress_that_came_too_early_is_reported_when_nothing_follows() -> None:
     """A server that falls silent right after its first bytes."""
     told: list[int] = []
     all_told = anyio.Event()

@@ -1,4 +1,4 @@
-"""The examples that have no their own tests elsewhere, run as they are documented."""
+"""The examples without other tests, run as they are documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A consumer of a real Redis: what is killed, broken or away loses nothing and doubles nothing."""
+"""A consumer of a real Redis: kills, broken images and outages lose and duplicate nothing."""
 
 from __future__ import annotations
 

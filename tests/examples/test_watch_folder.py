@@ -107,7 +107,7 @@ async def test_a_half_written_picture_is_embedded_when_it_is_complete(
         assert await seen.keys() == ["before.png", "slow.png"]
 
 
-async def test_an_index_inside_the_folder_does_not_set_itself_off(folder: Path) -> None:
+async def test_an_index_inside_the_folder_does_not_trigger_a_sync(folder: Path) -> None:
     async with watched(folder, folder / "photos.db") as seen:
         (folder / "new.png").write_bytes(draw(1))
         await seen.until(lambda report: report.embedded)

@@ -163,14 +163,14 @@ def test_a_folder_without_weights_or_config_is_refused(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_what_is_no_folder_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a folder"):
         locate(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="not a folder"):
         locate("./missing/folder")
 
 
-def test_a_hub_that_does_not_deliver_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_hub_download_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def refuse(*_: object, **__: object) -> str:

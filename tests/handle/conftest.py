@@ -107,7 +107,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
 
 
 class LivingPrograms:
-    """Counts programs between the begin of their load and the end of their close."""
+    """Counts programs from the start of their load to the end of their close."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._lock = threading.Lock()
@@ -162,7 +162,7 @@ class Prepared:
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    """Tells how many images have been prepared."""
+    """Counts the images that have been prepared."""
     counter = Prepared()
 
     async def counted(*args: Any, **kwargs: Any) -> Any:
@@ -176,7 +176,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Prepared:
 
 @pytest.fixture
 def quick_gc() -> Iterator[None]:
-    """Keep what was imported out of the collector's sight: a collection takes a millisecond."""
+    """Freeze what was imported, so that a collection takes a millisecond."""
     gc.collect()
     gc.freeze()
     yield

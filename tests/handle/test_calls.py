@@ -32,7 +32,7 @@ Pixels = NDArray[np.uint8]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, -0.5, math.nan, "5", True], ids=repr)
-async def test_a_timeout_that_is_no_positive_number_is_refused(
+async def test_a_timeout_that_is_not_a_positive_number_is_refused(
     timeout: Any, pixels: Pixels
 ) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
@@ -99,7 +99,7 @@ async def test_refused_calls_are_counted_and_carry_the_queues_length(
         assert (figures.submitted, figures.refused, figures.pending) == (1, 3, 0)
 
 
-async def test_every_call_is_told_to_on_call_and_a_raising_one_disturbs_nobody(
+async def test_every_call_is_reported_to_on_call_and_one_that_raises_affects_no_caller(
     pixels: Pixels, caplog: pytest.LogCaptureFixture
 ) -> None:
     timings: list[CallTiming] = []

@@ -39,7 +39,7 @@ def contract() -> ModelContract:
     ],
     ids=["short", "long", "float64", "zeros", "nan", "inf"],
 )
-def test_promise_26_what_is_no_embedding_is_an_invalid_output(
+def test_an_output_that_is_not_an_embedding_is_refused(
     contract: ModelContract, output: NDArray[np.float32]
 ) -> None:
     with pytest.raises(InvalidModelOutput):
@@ -54,7 +54,7 @@ def test_vectors_of_another_length_are_made_unit_vectors(contract: ModelContract
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["add.pte", "masked_lookup.pte", "linear_xnnpack.pte"])
-async def test_promise_26_a_program_that_takes_no_image_is_refused(name: str) -> None:
+async def test_a_program_that_takes_no_image_is_refused(name: str) -> None:
     async with ImageEmbeddings(_PROGRAMS / name) as model:
         with pytest.raises(ModelError, match=r"takes|shape|dtype"):
             await model.load()
@@ -62,14 +62,14 @@ async def test_promise_26_a_program_that_takes_no_image_is_refused(name: str) ->
 
 
 @pytest.mark.anyio
-async def test_promise_26_preprocessing_that_does_not_fit_names_both_shapes() -> None:
+async def test_preprocessing_that_does_not_fit_names_both_shapes() -> None:
     async with ImageEmbeddings(TINY_IMAGE, preprocessing=CLIP_PREPROCESSING) as model:
         with pytest.raises(WrongDimensions, match=r"224.*32"):
             await model.load()
 
 
 @pytest.mark.anyio
-async def test_promise_26_another_dimension_than_the_spec_claims_is_refused() -> None:
+async def test_another_dimension_than_the_spec_claims_is_refused() -> None:
     path = local_path(TINY_IMAGE)
     spec = ModelSpec(name="x", source=str(path), modality="image", embedding_dim=256)
     async with ImageEmbeddings(spec) as model:

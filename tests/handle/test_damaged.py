@@ -67,7 +67,7 @@ async def test_300_damaged_copies_of_the_embedded_model_are_each_a_typed_error(
     assert outcomes["IntegrityError"] > VARIANTS * 0.9
 
 
-async def test_promise_25_a_local_program_of_unknown_origin_is_tried_once_in_a_child(
+async def test_a_local_program_of_unknown_origin_is_tried_once_in_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[Path] = []
@@ -90,7 +90,7 @@ async def test_promise_25_a_local_program_of_unknown_origin_is_tried_once_in_a_c
     assert tried == [path, path]
 
 
-async def test_promise_25_a_local_program_that_kills_its_child_is_an_error_here(
+async def test_a_local_program_that_kills_its_child_is_an_error_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
@@ -124,7 +124,7 @@ anyio.run(main)
 
 @pytest.mark.parametrize("module", ["numpy", "random", "aioembed", "sitecustomize"])
 def test_the_trial_imports_nothing_from_the_current_folder(tmp_path: Path, module: str) -> None:
-    """A file that came with a program is not executed, and an innocent one is in nobody's way."""
+    """A module beside the program is not executed, and one beside the caller does not break it."""
     folder = tmp_path / "downloaded"
     folder.mkdir()
     (folder / f"{module}.py").write_text("open('EXECUTED', 'w'); raise ImportError('not this one')")

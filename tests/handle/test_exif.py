@@ -1,4 +1,4 @@
-"""Promise 30 for vectors: one scene in eight EXIF orientations is one embedding.
+"""One scene in eight EXIF orientations is one embedding.
 
 The photographs of a scene are not eight turns of one picture: each has its own number, the
 orientation's, drawn in its centre. With that square covered they are, up to JPEG's re-encoding,
@@ -38,7 +38,7 @@ async def without_number(path: Path) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("scene", ["landscape", "portrait"])
 @pytest.mark.parametrize("model_source", [TINY_IMAGE, _TINY_CLIP], ids=["tiny", "clip"])
-async def test_promise_30_every_orientation_gives_the_vector_of_the_first(
+async def test_every_orientation_gives_the_vector_of_the_first(
     photographs: Path, scene: str, model_source: Path
 ) -> None:
     paths = [photographs / "exif" / f"{scene}_{number}.jpg" for number in range(1, 9)]

@@ -70,7 +70,7 @@ async def test_the_snapshot_is_one_immutable_object_until_something_changes() ->
         assert snapshot.status is Status.READY
 
 
-async def test_subscribing_tells_nothing_by_itself_and_two_of_one_callback_are_two() -> None:
+async def test_subscribing_calls_nothing_and_a_callback_may_be_subscribed_twice() -> None:
     told: list[Status] = []
     model = ImageEmbeddings(TINY_IMAGE)
 
@@ -86,7 +86,7 @@ async def test_subscribing_tells_nothing_by_itself_and_two_of_one_callback_are_t
     assert told == [Status.CLOSED]
 
 
-async def test_a_component_may_unmount_itself_or_another_while_it_is_told() -> None:
+async def test_a_component_may_unmount_itself_or_another_while_it_is_notified() -> None:
     model = ImageEmbeddings(TINY_IMAGE)
     told: list[str] = []
     stops: dict[str, Callable[[], None]] = {}
@@ -107,7 +107,7 @@ async def test_a_component_may_unmount_itself_or_another_while_it_is_told() -> N
     assert told.count("third") >= 3
 
 
-async def test_a_component_that_mounts_while_others_are_told_renders_the_new_state() -> None:
+async def test_a_component_that_mounts_while_others_are_notified_renders_the_new_state() -> None:
     model = ImageEmbeddings(TINY_IMAGE)
     late: list[Component] = []
 

@@ -1,4 +1,4 @@
-"""Calls of forward: many at once, cancelled, refused, with bad input."""
+"""Calls of forward: concurrent, cancelled, refused, with bad input."""
 
 from __future__ import annotations
 

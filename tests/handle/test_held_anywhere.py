@@ -1,4 +1,4 @@
-"""A handle is opened and closed wherever its owner pleases: in other tasks, hooks, loops."""
+"""A handle may be opened and closed in different tasks, hooks and loops."""
 
 from __future__ import annotations
 
@@ -258,4 +258,4 @@ async def test_a_model_that_the_runtime_gave_up_has_failed_and_can_be_loaded_aga
 
 
 async def _pass_trial(*_: object) -> None:
-    """The trial run would find the program out."""
+    """Skip the trial run, which would reject the program."""

@@ -272,7 +272,7 @@ async def test_wait_for_takes_the_name_of_a_status(make: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "near"), [("redy", "'ready'"), ("Ready", "'ready'"), ("x", "'idle'"), (3, "'idle'")]
 )
-async def test_a_status_that_is_none_is_refused_with_the_nearest_names(
+async def test_an_unknown_status_is_refused_with_the_nearest_names(
     make: Make, name: Any, near: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=near):
@@ -286,7 +286,7 @@ async def test_a_handle_cannot_be_entered_twice(make: Make) -> None:
                 pass
 
 
-async def test_an_unknown_model_is_refused_at_once_with_the_nearest_names() -> None:
+async def test_an_unknown_model_is_refused_immediately_with_the_nearest_names() -> None:
     with pytest.raises(UnknownModel, match="efficientnet-lite0"):
         ImageEmbeddings("efficientnet-lite1")
 

@@ -1,4 +1,4 @@
-"""A handle that is open on one event loop refuses calls from any other, at once."""
+"""A handle that is open on one event loop immediately refuses calls from any other."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def loaded(home: BlockingPortal, make: Make) -> Iterator[ImageEmbeddings]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_from_another_loop_is_refused_at_once(
+def test_a_call_from_another_loop_is_refused_immediately(
     loaded: ImageEmbeddings, home: BlockingPortal, backend: str, name: str
 ) -> None:
     async def call() -> None:
@@ -80,7 +80,7 @@ def test_a_call_from_another_loop_is_refused_at_once(
 
 
 @pytest.mark.parametrize("name", PLAIN_CALLS)
-def test_a_plain_call_from_another_thread_is_refused_at_once(
+def test_a_plain_call_from_another_thread_is_refused_immediately(
     loaded: ImageEmbeddings, name: str
 ) -> None:
     with pytest.raises(WrongEventLoop, match="another event loop"):

@@ -161,9 +161,7 @@ async def test_a_cancelled_load_keeps_what_arrived(hub: HubServer, cache_dir: Pa
     await model.aclose()
 
 
-async def test_promise_22_deleting_a_loaded_model_is_harmless(
-    hub: HubServer, cache_dir: Path
-) -> None:
+async def test_deleting_a_loaded_model_is_harmless(hub: HubServer, cache_dir: Path) -> None:
     url = hub.add("someone/model", "model.pte", PROGRAM)
     cache = Cache(cache_dir)
     async with ImageEmbeddings(url, cache_dir=cache_dir) as model:
@@ -185,7 +183,7 @@ class Plain:
         return file_reply(request, self.content, etag='"1"')
 
 
-async def test_promise_25_an_unknown_program_is_tried_once_in_a_child_process(
+async def test_an_unknown_program_is_tried_once_in_a_child_process(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[Path] = []
@@ -207,7 +205,7 @@ async def test_promise_25_an_unknown_program_is_tried_once_in_a_child_process(
     assert not file.trusted
 
 
-async def test_promise_25_a_program_that_kills_its_child_is_an_error_here(
+async def test_a_program_that_kills_its_child_is_an_error_here(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path / "crash"
@@ -237,7 +235,7 @@ async def test_promise_25_a_program_that_kills_its_child_is_an_error_here(
     ],
     ids=["html", "truncated", "empty"],
 )
-async def test_what_is_no_program_is_refused_and_not_kept(
+async def test_a_download_that_is_not_a_program_is_refused_and_not_kept(
     cache_dir: Path, content: bytes, message: str
 ) -> None:
     async with (

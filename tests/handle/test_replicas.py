@@ -45,7 +45,7 @@ class Turnstile:
         await anyio.to_thread.run_sync(self.begun.acquire)
 
 
-async def test_as_many_batches_run_at_once_as_there_are_replicas(
+async def test_as_many_batches_run_concurrently_as_there_are_replicas(
     inference: Brake, prepared: Prepared, pixels: Pixels
 ) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as one:
@@ -157,7 +157,7 @@ async def test_a_deadline_also_ends_the_wait_for_others(pixels: Pixels) -> None:
         assert model.statistics().succeeded == 8
 
 
-async def test_no_more_images_are_decoded_at_once_than_there_are_threads_for_it(
+async def test_no_more_images_are_decoded_concurrently_than_there_are_threads_for_it(
     held_path: HeldPath,
 ) -> None:
     brake = held_path.brake

@@ -1,4 +1,4 @@
-"""Streams and batches: keyed results, bounded memory, errors in their place, clean stops."""
+"""Streams and batches: keyed results, bounded memory, an error per bad item, clean stops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbered(number: int) -> Pixels:
 
 
 class Counted:
-    """An endless input that tells how far it was read, and whether it was closed."""
+    """An endless input that records how far it was read, and whether it was closed."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -107,7 +107,7 @@ async def test_a_bad_item_is_its_own_error_and_the_others_arrive() -> None:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_an_error_that_nobody_foresaw_is_its_items_own(
+async def test_an_unexpected_error_of_an_item_is_its_result(
     foreign: Exception, ordered: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Odd:
@@ -172,7 +172,7 @@ async def test_a_stream_is_resumed_after_a_stop_by_the_keys_that_were_read() -> 
     assert done.keys() == items.keys()
 
 
-async def test_pairs_that_are_none_end_the_stream_after_the_results_before() -> None:
+async def test_items_that_are_not_pairs_end_the_stream_after_the_results_before() -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
         seen: list[str] = []
         items: list[Any] = [("a", numbered(1)), numbered(2)]
@@ -366,7 +366,7 @@ async def test_a_stream_waits_where_a_call_is_refused(inference: Brake) -> None:
 
 
 @pytest.mark.parametrize("items", ["photo.jpg", b"bytes", 42, None], ids=str)
-async def test_what_is_no_iterable_of_items_is_refused_at_once(items: Any) -> None:
+async def test_an_input_that_is_not_an_iterable_of_items_is_refused_immediately(items: Any) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
         with pytest.raises(InvalidUserInput, match=type(items).__name__):
             model.embed_stream(items)
@@ -374,7 +374,7 @@ async def test_what_is_no_iterable_of_items_is_refused_at_once(items: Any) -> No
             await model.forward_batch(items)
 
 
-async def test_a_concurrency_of_none_at_all_is_refused() -> None:
+async def test_a_concurrency_below_one_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="concurrency"):
         ImageEmbeddings(TINY_IMAGE).embed_stream([], concurrency=0)
 

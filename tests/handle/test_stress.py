@@ -29,7 +29,7 @@ Vectors = list[NDArray[np.float32]]
 
 
 async def storm(model: ImageEmbeddings, expected: Vectors, seed: int) -> None:
-    """500 calls at once: a fifth is cancelled at a random moment, a tenth has a broken image."""
+    """500 concurrent calls: a fifth is cancelled at random, a tenth has a broken image."""
     dice = random.Random(seed)
     cancelled = {place for place in range(CALLS) if dice.random() < 1 / 5}
     broken = {place for place in range(CALLS) if dice.random() < 1 / 10}
@@ -139,7 +139,7 @@ async def misuse(model: ImageEmbeddings, seed: int) -> None:
 
 
 async def wait_idle(model: ImageEmbeddings) -> None:
-    """Wait for streams that were left half read: they stop at the loop's next turn, not at once."""
+    """Wait for streams that were left half read: they stop at the loop's next turn."""
     with anyio.fail_after(30):
         while model.statistics().pending:
             await checkpoint()

@@ -129,7 +129,7 @@ def test_turning_after_resampling_equals_turning_before(
 
 
 @pytest.mark.parametrize("scene", ["landscape", "portrait"])
-def test_promise_30_the_exif_photographs_come_out_upright(photographs: Path, scene: str) -> None:
+def test_the_exif_photographs_come_out_upright(photographs: Path, scene: str) -> None:
     policy = SourcePolicy.trusted()
     tensors = []
     for number in range(1, 9):

@@ -96,7 +96,7 @@ print(estimate, peak() - before)
 @pytest.mark.parametrize(
     "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in OF_TRUSTED_FILES)]
 )
-def test_promise_28_decoding_takes_no_more_memory_than_was_estimated(case: str) -> None:
+def test_decoding_takes_no_more_memory_than_was_estimated(case: str) -> None:
     if case.startswith("HEIF"):
         pytest.importorskip("pillow_heif")
     code = CHILD.replace("{case}", (CASES | OF_TRUSTED_FILES)[case])

@@ -1,4 +1,4 @@
-"""Promises 36 and 37, and every way to name an image."""
+"""Files that untrusted input may not read, inline images, and every way to name an image."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ async def test_every_way_to_name_an_image_gives_its_pixels(folder: Path, png: by
 
 
 @pytest.mark.parametrize("make", [str, Path, Path.as_uri])
-async def test_promise_36_files_are_refused_for_strangers_unasked(folder: Path, make: type) -> None:
+async def test_files_are_refused_for_untrusted_input_by_default(folder: Path, make: type) -> None:
     for name in ("a cat.png", "missing.png"):
         with pytest.raises(SourceRefused, match="'file' among them"):
             await load_image(make(folder / name), policy=UNTRUSTED)
 
 
-async def test_promise_36_below_a_root_nothing_leads_out(folder: Path) -> None:
+async def test_below_a_root_nothing_leads_out(folder: Path) -> None:
     below = UNTRUSTED.allow(schemes={"file"}, file_roots=[folder])
     assert (await load_image(folder / "a cat.png", policy=below)).shape == (47, 61, 3)
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
@@ -92,9 +92,7 @@ async def test_promise_36_below_a_root_nothing_leads_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("below_root", [False, True])
-async def test_promise_36_pipes_devices_and_folders_are_refused(
-    folder: Path, below_root: bool
-) -> None:
+async def test_pipes_devices_and_folders_are_refused(folder: Path, below_root: bool) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "sub").mkdir()
     roots = [folder, Path("/dev")] if below_root else None
@@ -132,9 +130,7 @@ async def test_file_uris_that_name_no_local_path_are_refused(uri: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["data:image/png;base64,", "data:image/png,", ""])
-async def test_promise_37_oversized_inline_images_are_refused_before_decoding(
-    prefix: str, png: bytes
-) -> None:
+async def test_oversized_inline_images_are_refused_before_decoding(prefix: str, png: bytes) -> None:
     source = prefix + base64.b64encode(png).decode() + "A" * 8_000_000
     tracemalloc.start()
     try:
@@ -148,12 +144,12 @@ async def test_promise_37_oversized_inline_images_are_refused_before_decoding(
 @pytest.mark.parametrize(
     "payload", ["data:", "data:image/png;base64", "data:;base64,????", "data:;base64,iVBORw0KGg=x"]
 )
-async def test_promise_37_malformed_data_uris_are_errors(payload: str) -> None:
+async def test_malformed_data_uris_are_errors(payload: str) -> None:
     with pytest.raises(ImageDecodeError):
         await load_image(payload, policy=UNTRUSTED)
 
 
-async def test_promise_37_malformed_raw_base64_is_an_error(png: bytes) -> None:
+async def test_malformed_raw_base64_is_an_error(png: bytes) -> None:
     text = base64.b64encode(png).decode()
     for broken in (text[:-7] + "!" * 7, text[:-3] + "é", "A" * 5001):
         with pytest.raises(ImageDecodeError):

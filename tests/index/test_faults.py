@@ -70,7 +70,7 @@ async def test_a_writer_that_does_not_end_is_reported_and_readers_read_on(
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-async def test_a_file_that_is_no_database_is_refused_unchanged(
+async def test_a_file_that_is_not_a_database_is_refused_unchanged(
     index_file: Path, content: bytes
 ) -> None:
     _write(index_file, content)

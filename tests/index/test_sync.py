@@ -158,7 +158,7 @@ async def test_a_picture_that_breaks_loses_its_old_vector(
 async def test_what_cannot_be_read_is_tried_again_and_keeps_what_lies_below(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root nothing is unreadable, so the system's refusal is played."""
+    """Root can read everything, so the system's refusal is simulated."""
     await index.sync(album, model)
     scandir, refused = os.scandir, str(album / "trip")
 

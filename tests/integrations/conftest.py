@@ -1,4 +1,4 @@
-"""Programs that use Ray, on this machine, heard by nobody else."""
+"""Programs that use Ray, which listens on loopback only."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Mortal(ImageEmbedder):
 
 
 class Telling(ImageEmbedder):
-    """Says what its model is to compute on."""
+    """Reports the threads that its model uses."""
 
     def __init__(self, **options: Any) -> None:
         with mock.patch.object(bridge, "ImageEmbeddings", wraps=ImageEmbeddings) as made:

@@ -42,7 +42,7 @@ def test_an_actor_computes_and_decodes_on_as_many_threads_as_it_has_cpus(
     assert found["two_cpus"] == [2, 2, 2, True]
 
 
-def test_a_process_that_is_no_actor_keeps_the_defaults(found: dict[str, Any]) -> None:
+def test_a_process_that_is_not_an_actor_keeps_the_defaults(found: dict[str, Any]) -> None:
     assert found["driver_has_no_cpus"] is None
 
 

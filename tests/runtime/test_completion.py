@@ -1,4 +1,4 @@
-"""Runs that nobody waits for in a thread: `start`, `completion_fd`, `collect`."""
+"""Runs without a waiting thread: `start`, `completion_fd`, `collect`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_inputs_are_kept_until_the_run_has_ended_and_no_longer(slow: Program) ->
     assert kept() is None
 
 
-def test_another_start_takes_the_place_of_a_result_nobody_collected(
+def test_another_start_replaces_a_result_that_was_not_collected(
     slow: Program, matrix: Matrix
 ) -> None:
     (expected,) = slow.run(matrix)
@@ -291,7 +291,7 @@ program = Program.load(sys.argv[1])
         "import atexit; atexit.register(program.close)",
     ],
 )
-def test_the_interpreter_exits_in_mid_run_without_a_word(
+def test_the_interpreter_exits_quietly_in_mid_run(
     programs: Path, run_code: Run, ending: str
 ) -> None:
     code = f"{_BEGUN}\nprogram.start(matrix)\ntime.sleep(0.02)\n{ending}"
@@ -322,7 +322,7 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
 
 
-def test_ctrl_c_that_nobody_handles_ends_the_process_by_the_signal(programs: Path) -> None:
+def test_an_unhandled_ctrl_c_ends_the_process_by_the_signal(programs: Path) -> None:
     code = f"{_BEGUN}\nprogram.start(matrix)\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
     done = subprocess.run(
         [sys.executable, "-c", code, str(programs / "slow_product.pte")],
@@ -336,7 +336,7 @@ def test_ctrl_c_that_nobody_handles_ends_the_process_by_the_signal(programs: Pat
     assert "nanobind" not in done.stderr
 
 
-def test_a_process_forked_in_mid_run_neither_hangs_nor_disturbs_its_parent(
+def test_a_process_forked_in_mid_run_neither_hangs_nor_affects_its_parent(
     programs: Path, run_code: Run
 ) -> None:
     code = f"""{_BEGUN}

@@ -65,9 +65,7 @@ def test_programs_run_beside_each_other(programs: Path, matrix: np.ndarray[Any, 
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_promise_27_closing_waits_for_the_run_in_flight(
-    programs: Path, matrix: np.ndarray[Any, Any]
-) -> None:
+def test_closing_waits_for_the_run_in_flight(programs: Path, matrix: np.ndarray[Any, Any]) -> None:
     program = Program.load(programs / "slow_product.pte")
     (expected,) = program.run(matrix)
     started = threading.Barrier(5)

@@ -63,7 +63,7 @@ def test_a_path_that_cannot_exist_is_refused(path: str) -> None:
         (b"random words", "nothing known"),
     ],
 )
-def test_promise_23_what_is_no_program_is_refused_with_what_it_looks_like(
+def test_a_file_that_is_not_a_program_is_refused_with_what_it_looks_like(
     tmp_path: Path, content: bytes, seen: str
 ) -> None:
     path = tmp_path / "model.pte"
@@ -74,9 +74,7 @@ def test_promise_23_what_is_no_program_is_refused_with_what_it_looks_like(
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])
-def test_promise_23_a_truncated_program_is_refused(
-    programs: Path, tmp_path: Path, keep: float
-) -> None:
+def test_a_truncated_program_is_refused(programs: Path, tmp_path: Path, keep: float) -> None:
     whole = (programs / "linear_xnnpack.pte").read_bytes()
     path = tmp_path / "cut.pte"
     path.write_bytes(whole[: int(len(whole) * keep)])
@@ -84,9 +82,7 @@ def test_promise_23_a_truncated_program_is_refused(
         check_program_file(path)
 
 
-def test_promise_24_a_damaged_flatbuffer_is_refused_by_the_verifier(
-    programs: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_flatbuffer_is_refused_by_the_verifier(programs: Path, tmp_path: Path) -> None:
     content = bytearray((programs / "add.pte").read_bytes())
     content[0:4] = b"\xf0\xff\xff\x7f"
     path = tmp_path / "damaged.pte"

@@ -66,7 +66,7 @@ print(results[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files' tags with patchelf's names")
-def test_the_libraries_lie_beside_the_extension_under_names_of_their_own() -> None:
+def test_the_libraries_lie_beside_the_extension_under_their_own_names() -> None:
     names = {path.name for path in _LIBRARIES.glob("*.so")}
     assert {name for name in names if name.startswith("lib")} == {
         "libaioembed_libexecutorch.so",

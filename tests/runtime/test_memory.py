@@ -18,7 +18,7 @@ _ROUNDS = 100
         str(_PROGRAM),
     ],
 )
-def test_promise_27_a_hundred_loads_and_closes_leave_memory_where_it_was(
+def test_a_hundred_loads_and_closes_leave_memory_where_it_was(
     programs: Path, children: Path, path: str
 ) -> None:
     program = programs / path

@@ -57,7 +57,7 @@ print([level + own for level in levels()])
     assert printed == "[19]"
 
 
-def test_a_program_with_a_thread_of_its_own_computes_the_same(programs: Path) -> None:
+def test_a_program_with_its_own_thread_computes_the_same(programs: Path) -> None:
     batch = np.random.default_rng(3).random((1, 8), dtype=np.float32)
     path = programs / "linear_xnnpack.pte"
     (expected,) = Program.load(path, threads=1).run(batch)
@@ -84,9 +84,7 @@ def test_errors_cross_from_the_programs_thread_to_the_caller(
 
 
 @needs_linux
-def test_a_forked_child_lets_go_of_a_thread_that_stayed_behind(
-    programs: Path, run_code: Run
-) -> None:
+def test_a_forked_child_releases_a_thread_that_stayed_behind(programs: Path, run_code: Run) -> None:
     code = """
 import os, sys
 import numpy as np

@@ -144,7 +144,7 @@ def test_another_number_of_inputs_is_refused(programs: Path, count: int) -> None
         ([[1.0] * 3] * 2, "of type list"),
     ],
 )
-def test_promise_26_a_wrong_input_is_refused_with_what_came_and_what_is_wanted(
+def test_a_wrong_input_is_refused_with_what_came_and_what_is_wanted(
     programs: Path, second: Any, seen: str
 ) -> None:
     program = Program.load(programs / "add.pte")

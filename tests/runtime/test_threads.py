@@ -68,10 +68,10 @@ Program.load(sys.argv[1])
 print(process.num_threads() - before)
 """
     printed = run_code(code, programs / "linear_xnnpack.pte").stdout.split()
-    assert printed == ["1", "6"]  # the second program is freed at once, and its thread ended
+    assert printed == ["1", "6"]  # the second program is freed immediately, and its thread ended
 
 
-def test_a_forked_child_is_told_to_load_again_and_can(programs: Path, run_code: Run) -> None:
+def test_a_forked_child_has_to_load_again_and_can(programs: Path, run_code: Run) -> None:
     code = """
 import os, sys
 import numpy as np

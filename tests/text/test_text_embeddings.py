@@ -72,9 +72,7 @@ async def test_the_states_of_a_life(source: Any) -> None:
     assert changes == ["loading", "ready", "generating", "ready", "closed"]
 
 
-async def test_many_callers_at_once_each_get_their_own_vector(
-    source: Any, expected: Vectors
-) -> None:
+async def test_concurrent_callers_each_get_their_own_vector(source: Any, expected: Vectors) -> None:
     results: dict[str, Any] = {}
 
     async def embed(model: TextEmbeddings, text: str) -> None:
@@ -146,7 +144,9 @@ async def test_nothing_loads_before_it_is_asked_to(hook_text: ModelSpec) -> None
 
 
 @pytest.mark.parametrize("text", [None, b"bytes", 7, ["a", "b"], "half\ud83d"])
-async def test_what_is_no_text_raises_at_its_caller_alone(source: Any, text: Any) -> None:
+async def test_a_value_that_is_not_a_text_raises_at_its_caller_alone(
+    source: Any, text: Any
+) -> None:
     async with TextEmbeddings(source) as model:
         with pytest.raises(InvalidUserInput):
             await model.forward(text)
@@ -253,7 +253,9 @@ async def test_a_tokenizer_of_a_larger_vocabulary_is_refused(
             await model.load()
 
 
-async def test_an_image_program_is_no_text_model(image_program: Path, tokenizer_file: Path) -> None:
+async def test_an_image_program_is_not_a_text_model(
+    image_program: Path, tokenizer_file: Path
+) -> None:
     async with TextEmbeddings(image_program, tokenizer=tokenizer_file) as model:
         with pytest.raises(InvalidProgram, match="embeds images, not texts"):
             await model.load()

@@ -56,7 +56,7 @@ def test_a_cut_text_ends_with_its_end_token(tokenizer: Tokenizer) -> None:
 
 
 class _Recording:
-    """Stands in for a program that takes several texts of one length at once."""
+    """Stands in for a program that takes a batch of texts of one length."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[int, ...]]] = []

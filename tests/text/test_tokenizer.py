@@ -118,7 +118,7 @@ def test_truncation_and_padding_inside_the_file_are_ignored(
 
 
 @pytest.mark.parametrize("value", [None, b"bytes", 3, ["a", "list"], np.str_])
-def test_what_is_no_text_is_refused(tokenizer: Tokenizer, value: Any) -> None:
+def test_a_value_that_is_not_a_text_is_refused(tokenizer: Tokenizer, value: Any) -> None:
     with pytest.raises(InvalidUserInput, match="a text is a str"):
         tokenizer.encode(value, limit=77)
 
@@ -128,7 +128,7 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
         tokenizer.encode("half\ud83d", limit=77)
 
 
-def test_a_text_beyond_all_measure_is_refused_before_any_work(tokenizer: Tokenizer) -> None:
+def test_a_text_of_too_many_characters_is_refused_before_any_work(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("a" * MAX_CHARACTERS, limit=77).count > 77
     with pytest.raises(TextTooLong, match="100001 characters"):
         tokenizer.encode("a" * (MAX_CHARACTERS + 1), limit=77)
@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b"\xff\xfe", b'{"model": 3}', b"[1]"])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):

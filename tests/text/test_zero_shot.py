@@ -99,7 +99,7 @@ async def test_several_prompts_count_by_their_normalised_mean(
         assert score.similarity == pytest.approx(cosine, abs=1e-6)
 
 
-async def test_an_own_scale_outranks_the_programs(
+async def test_a_given_scale_takes_precedence_over_the_programs(
     models: Models, picture: NDArray[np.uint8]
 ) -> None:
     flat = await classify(picture, _LABELS, logit_scale=1e-6, **models)

@@ -35,7 +35,7 @@ def test_times(seconds: float, text: str) -> None:
     assert format_eta(seconds) == text
 
 
-def test_a_download_tells_what_is_known_and_fits() -> None:
+def test_a_download_shows_what_is_known_and_fits() -> None:
     state = ModelState(
         downloaded_bytes=140_600_000,
         total_bytes=351_500_000,

@@ -113,7 +113,7 @@ async def test_a_download_is_shown_at_40_percent(program: bytes, tmp_path: Path)
     assert model.state.status is Status.CLOSED
 
 
-async def test_a_failed_load_tells_why_and_r_tries_again(program: bytes, tmp_path: Path) -> None:
+async def test_a_failed_load_shows_why_and_r_tries_again(program: bytes, tmp_path: Path) -> None:
     replies = [Reply(404)]
 
     def answer(request: Request) -> Reply:
@@ -170,7 +170,7 @@ async def test_a_key_is_offered_only_where_it_does_something() -> None:
         assert app.status.check_action("retry", ()) is False
 
 
-async def test_a_second_model_has_an_attribute_of_its_own() -> None:
+async def test_a_second_model_has_its_own_attribute() -> None:
     model, other = ImageEmbeddings(TINY_IMAGE), ImageEmbeddings(TINY_IMAGE)
 
     class Two(Shown):

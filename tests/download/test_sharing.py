@@ -34,7 +34,7 @@ anyio.run(main)
 """
 
 
-async def test_promise_16_fifty_tasks_wanting_one_file_make_one_get_and_all_see_progress(
+async def test_fifty_tasks_wanting_one_file_make_one_get_and_all_see_progress(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     seen: list[list[Progress]] = [[] for _ in range(50)]
@@ -56,7 +56,7 @@ async def test_promise_16_fifty_tasks_wanting_one_file_make_one_get_and_all_see_
         assert any(0 < fraction < 1 for fraction in fractions)
 
 
-async def test_promise_16_one_that_is_cancelled_leaves_the_others_to_finish(
+async def test_one_that_is_cancelled_leaves_the_others_to_finish(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     finished = []
@@ -80,7 +80,7 @@ async def test_promise_16_one_that_is_cancelled_leaves_the_others_to_finish(
     assert all(begin is not None for begin in rest)
 
 
-async def test_promise_16_the_last_one_cancelled_stops_the_transfer_and_the_part_stays(
+async def test_the_last_one_cancelled_stops_the_transfer_and_the_part_stays(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, leftovers: Any
 ) -> None:
     async with scripted(serve_file(bytes_per_second=5e5), serve_file()) as server:
@@ -97,9 +97,7 @@ async def test_promise_16_the_last_one_cancelled_stops_the_transfer_and_the_part
     assert file.path.read_bytes() == content
 
 
-async def test_promise_16_a_failure_reaches_everyone_who_waited(
-    scripted: Any, make_fetcher: Any
-) -> None:
+async def test_a_failure_reaches_everyone_who_waited(scripted: Any, make_fetcher: Any) -> None:
     errors: list[Exception] = []
     async with scripted(Reply(404, body=bytes(100_000), bytes_per_second=1e6)) as server:
 
@@ -116,7 +114,7 @@ async def test_promise_16_a_failure_reaches_everyone_who_waited(
     assert len(errors) == len({id(error) for error in errors}) == 5
 
 
-async def test_promise_17_two_event_loops_in_one_process_share_one_transfer(
+async def test_two_event_loops_in_one_process_share_one_transfer(
     scripted: Any, serve_file: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file(bytes_per_second=1e6)) as server:
@@ -141,7 +139,7 @@ async def test_promise_17_two_event_loops_in_one_process_share_one_transfer(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("locks", ["working", "doing nothing"])
-async def test_promise_17_two_processes_wanting_one_file_both_get_it_whole(
+async def test_two_processes_wanting_one_file_both_get_it_complete(
     *,
     scripted: Any,
     serve_file: Any,
@@ -168,7 +166,7 @@ async def test_promise_17_two_processes_wanting_one_file_both_get_it_whole(
     assert leftovers() == ["model.pte", "record.json"]
 
 
-async def test_promise_17_locks_that_cannot_be_had_are_logged_and_done_without(
+async def test_without_locks_a_download_still_works_and_logs_it(
     scripted: Any,
     serve_file: Any,
     make_fetcher: Any,
@@ -186,7 +184,7 @@ async def test_promise_17_locks_that_cannot_be_had_are_logged_and_done_without(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_promise_17_waiting_for_another_process_shows_its_progress(
+async def test_waiting_for_another_process_shows_its_progress(
     scripted: Any, serve_file: Any, cache: Cache, sha256: str
 ) -> None:
     seen: list[Progress] = []
@@ -202,7 +200,7 @@ async def test_promise_17_waiting_for_another_process_shows_its_progress(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_promise_18_after_a_kill_in_mid_download_the_next_run_resumes(
+async def test_after_a_kill_in_mid_download_the_next_run_resumes(
     scripted: Any, serve_file: Any, cache: Cache, content: bytes, leftovers: Any
 ) -> None:
     slow = serve_file(bytes_per_second=5e5)
@@ -220,7 +218,7 @@ async def test_promise_18_after_a_kill_in_mid_download_the_next_run_resumes(
     assert leftovers() == ["model.pte", "record.json"]
 
 
-async def test_promise_18_orphans_are_reclaimed_by_prune_and_parts_being_written_are_not(
+async def test_orphans_are_reclaimed_by_prune_and_parts_being_written_are_not(
     scripted: Any, serve_file: Any, cache: Cache, leftovers: Any
 ) -> None:
     async with scripted(serve_file(bytes_per_second=5e5)) as server:

@@ -19,7 +19,7 @@ def _flip(data: bytes, position: int = 150_000) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
-async def test_promise_07_a_flipped_byte_is_an_integrity_error_and_leaves_nothing(
+async def test_a_flipped_byte_is_an_integrity_error_and_leaves_nothing(
     scripted: Any, make_fetcher: Any, content: bytes, sha256: str, leftovers: Any
 ) -> None:
     async with scripted(Reply(body=_flip(content))) as server:
@@ -30,7 +30,7 @@ async def test_promise_07_a_flipped_byte_is_an_integrity_error_and_leaves_nothin
     assert leftovers() == ["partial/data"]
 
 
-async def test_promise_07_damage_in_a_resumed_file_is_repaired_from_scratch_once(
+async def test_damage_in_a_resumed_file_is_repaired_from_scratch_once(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     damaged = serve_file(body=_flip(content, 5), cut_after=120_000)
@@ -42,7 +42,7 @@ async def test_promise_07_damage_in_a_resumed_file_is_repaired_from_scratch_once
 
 @pytest.mark.parametrize("body_length", [299_999, 300_001], ids=["short", "long"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_promise_07_a_body_of_the_wrong_size_is_an_integrity_error(
+async def test_a_body_of_the_wrong_size_is_an_integrity_error(
     *,
     scripted: Any,
     make_fetcher: Any,
@@ -58,15 +58,13 @@ async def test_promise_07_a_body_of_the_wrong_size_is_an_integrity_error(
     assert leftovers() == ["partial/data"]
 
 
-async def test_promise_08_identity_is_asked_for(
-    scripted: Any, serve_file: Any, make_fetcher: Any
-) -> None:
+async def test_identity_is_asked_for(scripted: Any, serve_file: Any, make_fetcher: Any) -> None:
     async with scripted(serve_file()) as server:
         await make_fetcher().fetch([server.resource()])
         assert server.requests[0].headers["accept-encoding"] == "identity"
 
 
-async def test_promise_08_a_body_compressed_all_the_same_is_decoded_and_sized_right(
+async def test_a_body_compressed_all_the_same_is_decoded_and_sized_right(
     scripted: Any, make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     seen: list[Progress] = []
@@ -82,7 +80,7 @@ async def test_promise_08_a_body_compressed_all_the_same_is_decoded_and_sized_ri
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-async def test_promise_09_without_a_length_progress_stays_0_until_done_and_the_hash_is_checked(
+async def test_without_a_length_progress_stays_0_until_done_and_the_hash_is_checked(
     scripted: Any, make_fetcher: Any, content: bytes, sha256: str, framing: Any
 ) -> None:
     seen: list[Progress] = []
@@ -95,7 +93,7 @@ async def test_promise_09_without_a_length_progress_stays_0_until_done_and_the_h
     assert (seen[-1].fraction, seen[-1].total) == (1.0, len(content))
 
 
-async def test_promise_09_a_body_that_ends_by_closing_too_early_is_resumed(
+async def test_a_body_that_ends_by_closing_too_early_is_resumed(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     cut = serve_file(framing="close", cut_after=100_000)
@@ -105,7 +103,7 @@ async def test_promise_09_a_body_that_ends_by_closing_too_early_is_resumed(
     assert file.path.read_bytes() == content
 
 
-async def test_promise_10_the_hubs_linked_size_and_hash_win_over_the_redirects_own(
+async def test_the_hubs_linked_size_and_hash_win_over_the_redirects_own(
     make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     async with HubServer(bytes_per_second=3e6) as hub:
@@ -119,7 +117,7 @@ async def test_promise_10_the_hubs_linked_size_and_hash_win_over_the_redirects_o
     assert len(file.commit or "") == 40
 
 
-async def test_promise_10_bytes_that_differ_from_the_linked_hash_are_refused(
+async def test_bytes_that_differ_from_the_linked_hash_are_refused(
     make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     async with _linked(_flip(content), sha256, len(content)) as server:
@@ -127,7 +125,7 @@ async def test_promise_10_bytes_that_differ_from_the_linked_hash_are_refused(
             await make_fetcher().fetch([Resource(f"{server.origin}/model.pte")])
 
 
-async def test_promise_10_a_body_that_differs_from_the_linked_size_is_refused(
+async def test_a_body_that_differs_from_the_linked_size_is_refused(
     make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     async with _linked(content[:-1], sha256, len(content)) as server:
@@ -135,7 +133,7 @@ async def test_promise_10_a_body_that_differs_from_the_linked_size_is_refused(
             await make_fetcher().fetch([Resource(f"{server.origin}/model.pte")])
 
 
-async def test_a_hash_that_just_any_server_announces_is_checked_but_not_trusted(
+async def test_a_hash_that_is_not_from_the_hub_is_checked_but_not_trusted(
     make_fetcher: Any, content: bytes, sha256: str
 ) -> None:
     async with _linked(content, sha256, len(content)) as server:

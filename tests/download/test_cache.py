@@ -1,4 +1,4 @@
-"""Controls, and the care of the cache: in use, pruned, damaged, pinned."""
+"""Controls of a download, and files of the cache: in use, pruned, damaged, pinned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from aioembed.errors import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_promise_22_pause_stops_the_transfer_and_resume_goes_on(
+async def test_pause_stops_the_transfer_and_resume_goes_on(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     control = DownloadControl()
@@ -59,7 +59,7 @@ async def test_promise_22_pause_stops_the_transfer_and_resume_goes_on(
 
 
 @pytest.mark.parametrize("paused", [False, True])
-async def test_promise_22_cancel_ends_the_fetch_and_keeps_the_part(
+async def test_cancel_ends_the_fetch_and_keeps_the_part(
     scripted: Any, serve_file: Any, make_fetcher: Any, leftovers: Any, paused: bool
 ) -> None:
     control = DownloadControl()
@@ -85,13 +85,13 @@ async def test_promise_22_cancel_ends_the_fetch_and_keeps_the_part(
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
-async def test_promise_22_controls_without_a_download_say_so(action: str) -> None:
+async def test_controls_without_a_download_say_so(action: str) -> None:
     with pytest.raises(NotActive) as caught:
         getattr(DownloadControl(), action)()
     assert caught.value.code == 184
 
 
-async def test_promise_22_pausing_one_of_two_callers_leaves_the_other_going(
+async def test_pausing_one_of_two_callers_leaves_the_other_going(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     control = DownloadControl()
@@ -110,7 +110,7 @@ async def test_promise_22_pausing_one_of_two_callers_leaves_the_other_going(
         assert 1 <= len(server.requests) <= 2
 
 
-async def test_promise_22_list_total_size_and_delete(
+async def test_list_total_size_and_delete(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache
 ) -> None:
     assert await cache.list() == ()
@@ -126,7 +126,7 @@ async def test_promise_22_list_total_size_and_delete(
     assert not files[0].path.exists()
 
 
-async def test_promise_22_deleting_a_file_in_use_is_harmless(
+async def test_deleting_a_file_in_use_is_harmless(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -151,7 +151,7 @@ async def test_prune_drops_what_was_not_used_for_longest(
     assert await cache.list() == (files[2],)
 
 
-async def test_promise_24_bytes_that_differ_from_the_recorded_hash_are_an_integrity_error(
+async def test_bytes_that_differ_from_the_recorded_hash_are_an_integrity_error(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -164,7 +164,7 @@ async def test_promise_24_bytes_that_differ_from_the_recorded_hash_are_an_integr
     assert again.path.read_bytes() == content
 
 
-async def test_promise_24_damage_that_keeps_size_and_time_is_found_by_verify_always(
+async def test_damage_that_keeps_size_and_time_is_found_by_verify_always(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -177,7 +177,7 @@ async def test_promise_24_damage_that_keeps_size_and_time_is_found_by_verify_alw
             await make_fetcher(verify="always").fetch([server.resource()])
 
 
-async def test_promise_24_a_file_that_was_only_touched_is_hashed_once_and_recorded_anew(
+async def test_a_file_that_was_only_touched_is_hashed_once_and_recorded_again(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -188,7 +188,7 @@ async def test_promise_24_a_file_that_was_only_touched_is_hashed_once_and_record
     assert record["mtime_ns"] == 10**18
 
 
-async def test_promise_24_a_hash_trusted_on_first_use_stays_pinned_when_the_file_is_lost(
+async def test_a_hash_trusted_on_first_use_stays_pinned_when_the_file_is_lost(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file(), serve_file('"v2"', content[::-1])) as server:
@@ -202,7 +202,7 @@ async def test_promise_24_a_hash_trusted_on_first_use_stays_pinned_when_the_file
     assert other.path.read_bytes() == content[::-1]
 
 
-async def test_promise_25_the_cache_remembers_that_a_file_was_probed_until_its_bytes_change(
+async def test_the_cache_remembers_that_a_file_was_probed_until_its_bytes_change(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, sha256: str
 ) -> None:
     async with scripted(serve_file()) as server:

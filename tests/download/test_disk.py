@@ -25,7 +25,7 @@ from .conftest import partial_bytes
 pytestmark = pytest.mark.anyio
 
 
-async def test_promise_19_a_full_disk_is_foreseen_before_a_byte_of_the_body_is_written(
+async def test_a_full_disk_is_foreseen_before_a_byte_of_the_body_is_written(
     *,
     scripted: Any,
     serve_file: Any,
@@ -58,7 +58,7 @@ anyio.run(main)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_promise_19_a_disk_that_fills_in_mid_write_is_typed_and_the_part_goes_on_later(
+async def test_a_disk_that_fills_in_mid_write_is_typed_and_the_part_goes_on_later(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -108,7 +108,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-async def test_promise_19_a_real_full_disk_foreseen_and_in_mid_write(
+async def test_a_real_full_disk_foreseen_and_in_mid_write(
     scripted: Any, serve_file: Any, make_fetcher: Any, tiny_disk: Path
 ) -> None:
     cache = Cache(tiny_disk)
@@ -141,7 +141,7 @@ def freezable(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-async def test_promise_20_a_read_only_cache_serves_what_it_has(
+async def test_a_read_only_cache_serves_what_it_has(
     scripted: Any, serve_file: Any, make_fetcher: Any, sha256: str, freezable: Any
 ) -> None:
     folder, freeze = freezable
@@ -160,7 +160,7 @@ async def test_promise_20_a_read_only_cache_serves_what_it_has(
             await fetcher.fetch([Resource(f"{server.origin}/other.pte")])
 
 
-async def test_promise_21_progress_is_monotonic_and_reaches_1_once_even_through_a_restart(
+async def test_progress_is_monotonic_and_reaches_1_once_even_through_a_restart(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     slow: dict[str, Any] = {"bytes_per_second": 1e6}
@@ -180,7 +180,7 @@ async def test_promise_21_progress_is_monotonic_and_reaches_1_once_even_through_
     assert len(set(fractions)) > 3
 
 
-async def test_promise_21_an_observer_that_raises_changes_nothing_and_is_logged_once(
+async def test_an_observer_that_raises_changes_nothing_and_is_logged_once(
     scripted: Any,
     serve_file: Any,
     make_fetcher: Any,
@@ -196,7 +196,7 @@ async def test_promise_21_an_observer_that_raises_changes_nothing_and_is_logged_
     assert caplog.text.count("RuntimeError: observer") == 1
 
 
-async def test_promise_21_several_files_give_one_progress_by_bytes(
+async def test_several_files_give_one_progress_by_bytes(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     seen: list[Progress] = []

@@ -16,7 +16,7 @@ CUT = 120_000
 ONCE = FetchLimits(retries=0)
 
 
-async def test_promise_01_a_cut_body_is_resumed_with_range_and_if_range(
+async def test_a_cut_body_is_resumed_with_range_and_if_range(
     *, scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, sha256: str, waits: Any
 ) -> None:
     async with scripted(serve_file(cut_after=CUT), serve_file()) as server:
@@ -29,7 +29,7 @@ async def test_promise_01_a_cut_body_is_resumed_with_range_and_if_range(
     assert waits.slept == [0.5]
 
 
-async def test_promise_01_a_later_fetch_resumes_what_an_earlier_one_left(
+async def test_a_later_fetch_resumes_what_an_earlier_one_left(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, leftovers: Any
 ) -> None:
     async with scripted(*[serve_file(cut_after=CUT)] * 2, serve_file()) as server:
@@ -44,7 +44,7 @@ async def test_promise_01_a_later_fetch_resumes_what_an_earlier_one_left(
     assert leftovers() == ["model.pte", "record.json"]
 
 
-async def test_promise_02_a_range_answered_with_200_starts_over_without_duplicated_bytes(
+async def test_a_range_answered_with_200_starts_over_without_duplicated_bytes(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     whole = Reply(body=content, headers={"ETag": '"v1"'})
@@ -65,7 +65,7 @@ async def test_promise_02_a_range_answered_with_200_starts_over_without_duplicat
         "nonsense",
     ],
 )
-async def test_promise_03_a_206_with_a_wrong_start_or_total_is_never_appended(
+async def test_a_206_with_a_wrong_start_or_total_is_never_appended(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, content_range: str
 ) -> None:
     headers = {"ETag": '"v1"', "Content-Range": content_range}
@@ -76,7 +76,7 @@ async def test_promise_03_a_206_with_a_wrong_start_or_total_is_never_appended(
     assert file.path.read_bytes() == content
 
 
-async def test_promise_03_a_206_that_nobody_asked_for_is_refused(
+async def test_an_unsolicited_206_is_refused(
     scripted: Any, make_fetcher: Any, content: bytes
 ) -> None:
     lie = Reply(206, body=content, headers={"Content-Range": "bytes 0-299999/300000"})
@@ -85,7 +85,7 @@ async def test_promise_03_a_206_that_nobody_asked_for_is_refused(
             await make_fetcher().fetch([server.resource()])
 
 
-async def test_promise_04_a_part_that_is_complete_is_verified_and_no_body_is_requested(
+async def test_a_part_that_is_complete_is_verified_and_no_body_is_requested(
     *, scripted: Any, serve_file: Any, make_fetcher: Any, cache: Any, content: bytes, sha256: str
 ) -> None:
     async with scripted(serve_file(cut_after=CUT)) as server:
@@ -99,7 +99,7 @@ async def test_promise_04_a_part_that_is_complete_is_verified_and_no_body_is_req
     assert file.path.read_bytes() == content
 
 
-async def test_promise_04_a_complete_part_with_wrong_bytes_is_fetched_again(
+async def test_a_complete_part_with_wrong_bytes_is_fetched_again(
     *, scripted: Any, serve_file: Any, make_fetcher: Any, cache: Any, content: bytes, sha256: str
 ) -> None:
     async with scripted(serve_file(cut_after=CUT), serve_file()) as server:
@@ -113,7 +113,7 @@ async def test_promise_04_a_complete_part_with_wrong_bytes_is_fetched_again(
     assert file.path.read_bytes() == content
 
 
-async def test_promise_04_a_416_that_confirms_the_length_completes_a_part_of_unknown_total(
+async def test_a_416_that_confirms_the_length_completes_a_part_of_unknown_total(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     unknown = serve_file(framing="chunked", cut_after=len(content))
@@ -124,7 +124,7 @@ async def test_promise_04_a_416_that_confirms_the_length_completes_a_part_of_unk
     assert server.sent == len(content)
 
 
-async def test_promise_05_a_416_discards_the_part_and_starts_over_once(
+async def test_a_416_discards_the_part_and_starts_over_once(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes, waits: Any
 ) -> None:
     unsatisfied = Reply(416, headers={"Content-Range": "bytes */5"})
@@ -135,14 +135,14 @@ async def test_promise_05_a_416_discards_the_part_and_starts_over_once(
     assert waits.slept == [0.5, 0.0]
 
 
-async def test_promise_05_a_416_to_a_plain_request_fails(scripted: Any, make_fetcher: Any) -> None:
+async def test_a_416_to_a_plain_request_fails(scripted: Any, make_fetcher: Any) -> None:
     async with scripted(Reply(416)) as server:
         with pytest.raises(DownloadFailed, match="broken"):
             await make_fetcher().fetch([server.resource()])
         assert len(server.requests) == 1
 
 
-async def test_promise_06_a_changed_etag_starts_over(
+async def test_a_changed_etag_starts_over(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     other = content[::-1]
@@ -152,7 +152,7 @@ async def test_promise_06_a_changed_etag_starts_over(
     assert file.etag == '"v2"'
 
 
-async def test_promise_06_a_server_that_ignores_if_range_is_found_out_by_its_etag(
+async def test_a_server_that_ignores_if_range_is_found_out_by_its_etag(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     other = content[::-1]

@@ -25,7 +25,7 @@ from aioembed.testing._loopback import LoopbackServer, Reply, Request
 pytestmark = pytest.mark.anyio
 
 
-async def test_promise_11_the_token_reaches_the_hub_and_never_the_other_port(
+async def test_the_token_reaches_the_hub_and_never_the_other_port(
     make_fetcher: Any, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -36,7 +36,7 @@ async def test_promise_11_the_token_reaches_the_hub_and_never_the_other_port(
         assert "authorization" not in hub.storage_requests[0].headers
 
 
-async def test_promise_11_the_token_is_not_sent_to_a_server_that_is_not_the_hub(
+async def test_the_token_is_not_sent_to_a_server_that_is_not_the_hub(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -44,7 +44,7 @@ async def test_promise_11_the_token_is_not_sent_to_a_server_that_is_not_the_hub(
         assert "authorization" not in server.requests[0].headers
 
 
-async def test_promise_11_a_clients_own_credentials_stay_with_the_first_origin(
+async def test_a_clients_own_credentials_stay_with_the_first_origin(
     make_fetcher: Any, content: bytes
 ) -> None:
     async with LoopbackServer(lambda _: Reply(body=content)) as other:
@@ -78,19 +78,17 @@ async def test_promise_11_a_clients_own_credentials_stay_with_the_first_origin(
         ("https://huggingface.co.evil.example/m.pte", False),
     ],
 )
-async def test_promise_11_only_the_hubs_own_origin_over_https_sees_the_token(
-    url: str, sees_it: bool
-) -> None:
+async def test_only_the_hubs_own_origin_over_https_sees_the_token(url: str, sees_it: bool) -> None:
     hub = Hub.configured(token="hf_secret")
     assert bool(hub.credentials(httpx.URL(url))) is sees_it
 
 
-async def test_promise_11_a_mirror_over_plain_http_does_not_see_the_token() -> None:
+async def test_a_mirror_over_plain_http_does_not_see_the_token() -> None:
     hub = Hub.configured("http://mirror.example", "hf_secret")
     assert hub.credentials(httpx.URL("http://mirror.example/a")) == {}
 
 
-async def test_promise_11_no_header_of_a_client_but_the_harmless_ones_reaches_another_origin(
+async def test_no_header_of_a_client_but_the_harmless_ones_reaches_another_origin(
     make_fetcher: Any, content: bytes
 ) -> None:
     async with LoopbackServer(lambda _: Reply(body=content)) as other:
@@ -111,7 +109,7 @@ async def test_promise_11_no_header_of_a_client_but_the_harmless_ones_reaches_an
 @pytest.mark.parametrize(
     "token", ["hf_sécret", "hf_secret\nhf_other", "hf_ secret", "hf_\x00secret"]
 )
-async def test_promise_41_a_token_that_no_header_takes_is_named_and_not_shown(
+async def test_a_token_that_no_header_takes_is_named_and_not_shown(
     make_fetcher: Any,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -128,7 +126,7 @@ async def test_promise_41_a_token_that_no_header_takes_is_named_and_not_shown(
     assert not any(word in text for text in [*texts, caplog.text] for word in ("cret", "hf_"))
 
 
-async def test_promise_41_an_unforeseen_failure_is_one_typed_error(
+async def test_an_unforeseen_failure_is_one_typed_error(
     scripted: Any, serve_file: Any, make_fetcher: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def on_request(_request: httpx.Request) -> None:
@@ -155,7 +153,7 @@ async def test_a_mirror_stands_in_for_the_hub_and_the_cache_keeps_the_hubs_addre
     assert await make_fetcher(offline=True).fetch([resource]) == [file]
 
 
-async def test_promise_12_a_relative_redirect_keeps_its_query(
+async def test_a_relative_redirect_keeps_its_query(
     scripted: Any, make_fetcher: Any, content: bytes
 ) -> None:
     hop = Reply(307, headers={"Location": "../stored/model.pte?signature=a%2Fb&expires=1"})
@@ -164,7 +162,7 @@ async def test_promise_12_a_relative_redirect_keeps_its_query(
         assert server.requests[1].target == "/stored/model.pte?signature=a%2Fb&expires=1"
 
 
-async def test_promise_12_redirect_loops_are_bounded(scripted: Any, make_fetcher: Any) -> None:
+async def test_redirect_loops_are_bounded(scripted: Any, make_fetcher: Any) -> None:
     async with scripted(Reply(302, headers={"Location": "/model.pte"})) as server:
         with pytest.raises(DownloadFailed, match="redirects"):
             await make_fetcher().fetch([server.resource()])
@@ -172,7 +170,7 @@ async def test_promise_12_redirect_loops_are_bounded(scripted: Any, make_fetcher
 
 
 @pytest.mark.parametrize("location", ["", "ftp://127.0.0.1/m", "file:///etc/passwd"])
-async def test_promise_12_a_redirect_to_nothing_fetchable_fails(
+async def test_a_redirect_to_a_url_that_cannot_be_fetched_fails(
     scripted: Any, make_fetcher: Any, location: str
 ) -> None:
     async with scripted(Reply(302, headers={"Location": location})) as server:
@@ -180,7 +178,7 @@ async def test_promise_12_a_redirect_to_nothing_fetchable_fails(
             await make_fetcher().fetch([server.resource()])
 
 
-async def test_promise_13_retry_after_is_obeyed_and_5xx_backs_off(
+async def test_retry_after_is_obeyed_and_5xx_backs_off(
     scripted: Any, serve_file: Any, make_fetcher: Any, waits: Any
 ) -> None:
     busy = Reply(429, headers={"Retry-After": "7"})
@@ -189,7 +187,7 @@ async def test_promise_13_retry_after_is_obeyed_and_5xx_backs_off(
     assert waits.slept == [7.0, 1.0, 2.0]
 
 
-async def test_promise_13_retry_after_may_be_a_date(
+async def test_retry_after_may_be_a_date(
     scripted: Any, serve_file: Any, make_fetcher: Any, waits: Any
 ) -> None:
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
@@ -198,7 +196,7 @@ async def test_promise_13_retry_after_may_be_a_date(
     assert 30 < waits.slept[0] <= 60
 
 
-async def test_promise_13_retries_are_bounded(scripted: Any, make_fetcher: Any, waits: Any) -> None:
+async def test_retries_are_bounded(scripted: Any, make_fetcher: Any, waits: Any) -> None:
     async with scripted(Reply(502)) as server:
         with pytest.raises(DownloadFailed, match="502"):
             await make_fetcher().fetch([server.resource()])
@@ -206,7 +204,7 @@ async def test_promise_13_retries_are_bounded(scripted: Any, make_fetcher: Any, 
     assert waits.slept == [0.5, 1.0, 2.0]
 
 
-async def test_promise_13_a_server_that_asks_for_too_long_a_wait_fails_at_once(
+async def test_a_server_that_asks_for_too_long_a_wait_fails_immediately(
     scripted: Any, make_fetcher: Any, waits: Any
 ) -> None:
     async with scripted(Reply(429, headers={"Retry-After": "3600"})) as server:
@@ -225,7 +223,7 @@ async def test_promise_13_a_server_that_asks_for_too_long_a_wait_fails_at_once(
         (400, DownloadFailed, "400"),
     ],
 )
-async def test_promise_13_refusals_are_distinct_and_not_retried(
+async def test_refusals_are_distinct_and_not_retried(
     scripted: Any, make_fetcher: Any, status: int, error: type[DownloadFailed], words: str
 ) -> None:
     async with scripted(Reply(status)) as server:
@@ -245,7 +243,7 @@ async def test_promise_13_refusals_are_distinct_and_not_retried(
         pytest.param({"bytes_per_second": 100}, id="trickling"),
     ],
 )
-async def test_promise_14_a_silent_or_trickling_server_is_a_stall_not_a_hang(
+async def test_a_silent_or_trickling_server_is_a_stall_not_a_hang(
     scripted: Any, serve_file: Any, make_fetcher: Any, silence: dict[str, Any]
 ) -> None:
     limits = FetchLimits(connect=0.2, stall=0.2, retries=1)
@@ -256,7 +254,7 @@ async def test_promise_14_a_silent_or_trickling_server_is_a_stall_not_a_hang(
     assert caught.value.code == 118
 
 
-async def test_promise_14_what_arrived_before_the_silence_is_kept(
+async def test_what_arrived_before_the_silence_is_kept(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     limits = FetchLimits(stall=0.3)
@@ -275,7 +273,7 @@ async def test_a_fetch_that_takes_longer_than_the_total_limit_is_interrupted(
             await make_fetcher(limits=limits).fetch([server.resource()])
 
 
-async def test_promise_15_a_cached_file_needs_no_network_even_where_the_server_hangs(
+async def test_a_cached_file_needs_no_network_even_where_the_server_hangs(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     async with scripted(serve_file(), Reply(hang_after=-1)) as server:
@@ -286,7 +284,7 @@ async def test_promise_15_a_cached_file_needs_no_network_even_where_the_server_h
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])
-async def test_promise_15_offline_and_not_cached_is_an_error_without_a_socket(
+async def test_offline_and_not_cached_is_an_error_without_a_socket(
     scripted: Any, serve_file: Any, cache: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "variable":
