@@ -37,6 +37,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Draw the states, leave out what only the tests read, and point links at the copies."""
     markdown = _DIAGRAM.sub(lambda _: draw(standalone=False), markdown)
     markdown = _HIDDEN.sub("", markdown)
+    for name, source in _PAGES.items():
+        markdown = markdown.replace(f"](../{source})", f"]({name})")
     return re.sub(r"\]\(\.\./((?:examples|benchmarks)/\w+\.py)\)", r"](\1.txt)", markdown)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -114,6 +117,16 @@ def test_the_reference_has_every_public_name() -> None:
     }
     assert len(shown) == len(set(shown))
     assert set(shown) | {"errors", "AioembedError"} == public
+
+
+def test_getting_started_shows_the_last_checks_of_doctor() -> None:
+    pytest.importorskip("typer")
+    command = [sys.executable, "-m", "aioembed", "doctor", "--format", "json"]
+    found = subprocess.run(command, capture_output=True, check=False).stdout
+    page = (_DOCS / "getting-started.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^ok  (\S+(?: \S+)*)  ", page, re.MULTILINE)
+    names = [check["name"] for check in json.loads(found)]
+    assert shown == names[names.index("runtime") :]
 
 
 def test_every_script_has_a_section_on_the_page_about_performance() -> None:
