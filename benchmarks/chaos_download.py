@@ -1,13 +1,13 @@
-"""Downloads through a server that misbehaves at random, with processes killed among them.
+"""Downloads from a server with random faults; some of the downloading processes are killed.
 
     python benchmarks/chaos_download.py [--downloads 300] [--kills 20] [--seed 1]
 
-Each download is of a different file of 5 MB. The server cuts connections, goes silent, lies about
+Each download is of a different file of 5 MB. The server cuts connections, stalls, sends wrong
 ranges, flips bytes, answers 503 and changes ETags. A third of the downloads know the published
-hash, a third get it from the server's `X-Linked-Etag`, a third know nothing and meet a server
-whose file changes between two versions (no flipped bytes there: nothing could tell them).
-Every download that succeeds must have a right hash, and no failed one may leave a file that the
-cache would hand out. Exits with 1 otherwise.
+hash, a third get it from the server's `X-Linked-Etag`. For the last third the hash is unknown and
+the file changes between two versions, without flipped bytes, which nothing could detect.
+Every successful download must have the right hash, and no failed one may leave a file that the
+cache returns. Exits with 1 otherwise.
 """
 
 from __future__ import annotations

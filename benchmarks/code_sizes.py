@@ -1,4 +1,4 @@
-"""Prints how large modules and functions are, here and in libraries held up for their code.
+"""Sizes of modules and functions, here and in libraries that are known for good code.
 
     python benchmarks/code_sizes.py src/aioembed:tests .venv/.../anyio:anyio-4.12.0/tests
 

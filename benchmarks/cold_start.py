@@ -1,10 +1,10 @@
-"""What it costs to get to the first vector: time, memory and disk, against the stock binding.
+"""The cost of the first vector in time, memory and disk, against the stock binding.
 
     python benchmarks/cold_start.py [--rounds 3]
 
 The same program of CLIP's size is loaded and run once through this library's runtime and through
-`executorch.runtime`, each in fresh processes, by turns. Installed size is what the distribution
-and all that it requires occupy in this environment, by their own lists of files.
+`executorch.runtime`, each in fresh processes, by turns. Installed size is that of the distribution
+and its dependencies in this environment, by their lists of files.
 """
 
 from __future__ import annotations

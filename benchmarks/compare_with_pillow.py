@@ -2,11 +2,11 @@
 
     python benchmarks/compare_with_pillow.py FOLDER... [--untrusted] [--all]
 
-Only files that Pillow recognises in a format of the policy count; `--all` lists the others too. A
-line for each file that one of the two refuses, that gives another size, or whose error is not of
-the library's tree; then the counts. Exits with 1 if Pillow decodes a file that the library
-refuses, or an error is untyped. With pillow-heif, Pillow decodes HEIC and HEIF too. Both have 4 GiB
-of memory: Pillow takes all there is for a decompression bomb.
+Only files that Pillow recognises in a format of the policy count; `--all` lists the others too.
+Prints a line for each file that one of the two refuses, whose sizes differ, or that raises an
+untyped error; then the counts. Exits with 1 if Pillow decodes a file that the library refuses, or
+an error is untyped. With pillow-heif, Pillow decodes HEIC and HEIF too. The memory is limited to
+4 GiB, since Pillow would use all of it for a decompression bomb.
 """
 
 from __future__ import annotations

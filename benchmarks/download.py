@@ -2,12 +2,12 @@
 
     python benchmarks/download.py [--megabytes 350] [--rounds 5]
 
-nginx serves with a certificate made for the run. Each download runs in its own process, and the
-peers take turns, so that a busy machine disturbs all alike. aioembed hashes the file and waits
-until the disk has it; huggingface_hub and curl do neither. Prints medians, aioembed's throughput
-to each peer's, the longest stall of the event loop in runs beside a heartbeat, which are not timed
-(`floor`: the same heartbeat while curl downloads, hashes and syncs in another process), and the
-memory that the file and a tenth of it take. Plain http is one line, for aioembed alone.
+nginx uses a certificate made for the run. Each download runs in its own process, and the peers
+alternate, so that a busy machine affects all of them. aioembed hashes the file and waits for
+fsync; huggingface_hub and curl do neither. Prints medians, aioembed's throughput relative to each
+peer's, and the memory that the file and a tenth of it take. The longest stall of the event loop is
+measured in separate runs (`floor`: the same heartbeat while curl downloads, hashes and syncs in
+another process). Plain http is one line, for aioembed only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the event loop stands still while images are embedded in a worker thread.
+"""How long the event loop stalls while images are embedded.
 
     python benchmarks/event_loop_stall.py [--images 60] [--rounds 3]
 

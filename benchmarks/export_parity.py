@@ -3,11 +3,10 @@
     python benchmarks/export_parity.py [--only WORD...] [--folder DIR] [--photographs DIR]
 
 Models have their full size and seeded random weights, plain or heavy-tailed: the heavy-tailed
-ones with outlier channels as trained ViTs have them. A vocabulary of SigLIP 2's size would be
-nothing but rows that are looked up: a small one stands in for it. Ours goes through
-`aioembed export` and the handle's `forward`; the reference through transformers' processor or
-tokenizer and its model in eager mode. An image program is balanced on every other photograph and
-judged on all of them.
+ones have outlier channels as trained ViTs do. SigLIP 2 has a small vocabulary, since its size only
+adds rows to the table of tokens. Programs come from `aioembed export` and are run by the handle's
+`forward`; the reference is transformers' processor or tokenizer and its model in eager mode. An
+image program is balanced on every other photograph and compared on all of them.
 
 Prints one row per program: the lowest cosine, the largest difference of a value, how alike the
 vectors of different inputs are, the file's size, and the peak memory of the export's process.
@@ -83,7 +82,7 @@ class Row:
     delegate_calls: int
 
     def meets(self, case: Case) -> bool:
-        """Whether it is as close, and its export as small, as they have to be."""
+        """Whether the cosine and the memory of the export meet the goals."""
         return self.cosine >= LOWEST[case.precision] and self.export_gib < MOST_GIB
 
 

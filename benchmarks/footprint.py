@@ -2,8 +2,8 @@
 
     python benchmarks/footprint.py aioembed=build/wheels/*.whl fastembed mediapipe [--rounds 7]
 
-Each is installed with all that it pulls in into its own environment, by this interpreter's
-pip; `NAME=REQUIREMENT` gives what to install where that is not the name. Size is that of the files
+Each is installed with its dependencies into its own environment, by this interpreter's pip;
+`NAME=REQUIREMENT` names the requirement if it is not the name. Size is that of the files
 in `site-packages` without pip and compiled bytecode. The imports take turns, each in a fresh
 process that had one round before, so that the files are cached; figures are medians. Memory is the
 resident set after the import. `nothing` is the interpreter alone.

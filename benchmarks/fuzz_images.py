@@ -1,8 +1,8 @@
-"""Mutated images and mutated URIs, in a child with a memory limit: only typed errors may come.
+"""Mutated images and URIs, in a child with a memory limit: only typed errors are allowed.
 
     python benchmarks/fuzz_images.py [--images 20000] [--uris 20000] [--seed 0]
 
-Prints what came of them, the longest single case, and the child's peak memory; exits with 1 on
+Prints the outcomes, the longest single case, and the child's peak memory; exits with 1 on
 an error outside the library's tree, a case of more than 5 seconds, or a dead child.
 """
 

@@ -1,8 +1,7 @@
-"""What `server.py` and `server_load.py` ask with: raw bytes on sockets, cheap for the machine.
+"""The load generator of `server.py` and `server_load.py`: raw bytes on sockets.
 
-The load's sender shares the CPUs with the server, so its requests are made once and its answers
-are only counted. `/healthz` is timed by its own process, beside a server that does nothing:
-what that one takes is the machine's floor.
+It shares the CPUs with the server, so requests are built once and answers are only counted. A
+separate process times `/healthz`, and a server that does nothing for the machine's floor.
 
     python benchmarks/http_load.py bare
     python benchmarks/http_load.py probe http://127.0.0.1:8000 http://127.0.0.1:8001 --seconds 5

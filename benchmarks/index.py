@@ -1,4 +1,4 @@
-"""How fast an index takes vectors and finds them, and what a kill in mid-write costs.
+"""How fast an index stores and finds vectors, and what a kill while it writes loses.
 
     python benchmarks/index.py --photos ../shared/photos [--vectors 100000] [--dims 1280 512]
 

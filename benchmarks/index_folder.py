@@ -1,4 +1,4 @@
-"""An index whose folder lives: it is interrupted, killed, renamed, deleted, unmounted.
+"""Indexing a folder that changes: interrupted, killed, renamed, deleted, unmounted.
 
     python benchmarks/index_folder.py --photos ../shared/photos [--pictures 20000] [--threads 1]
 

@@ -2,11 +2,11 @@
 
     python benchmarks/latency.py [--family NAME] [--tower image|text] [--rounds 15] [--only NAME...]
 
-Every contender runs in its own process, with as many threads as there are CPUs; they take
-turns, so that what the machine does besides disturbs all alike. Figures are medians over the
-rounds; ratios are to ONNX Runtime fp32. Memory is the process's resident set after the runs, and
-the part of it that is not backed by files. The cosine is that of one input's vector to torch
-eager's. At the end the goals are held against the figures.
+Every contender runs in its own process, with as many threads as there are CPUs; they alternate, so
+that other work of the machine affects all of them. Figures are medians over the rounds; ratios are
+to ONNX Runtime fp32. Memory is the process's resident set after the runs, and the part of it that
+is not backed by files. The cosine is that of one input's vector to torch eager's. At the end the
+figures are compared with the goals.
 
 The weights are seeded and random: time and memory do not depend on them. Needs the [export]
 extra, and `pip install onnx onnxruntime onnxscript openvino nncf` for the peers; those that are

@@ -265,7 +265,7 @@ def make_plain(out: Path, tower: str) -> None:
 
 
 def dynamic_shapes(tower: str) -> tuple[dict[int, Any]] | None:
-    """Return what an exporter of torch is told of the input's shape."""
+    """Return the dynamic axes of the input, for an exporter of torch."""
     import torch
 
     if tower == "image" or is_padded():

@@ -1,4 +1,4 @@
-"""A million small generated images through one stream: flat memory, and the rate.
+"""A million small generated images through one stream: memory does not grow; the rate.
 
     python benchmarks/million.py [--items 1000000] [--minutes 0] [--unordered]
 

@@ -4,8 +4,8 @@
 
 `rne` against `cv2.resize`, `clip` against the transformers CLIP image processor (its Pillow
 backend), on photographs and on noise of awkward sizes. Differences are in steps of 1/255. The
-vectors are those of transformers' CLIP ViT-B/32 with random weights of a fixed seed; the model is
-the same on both sides, so the cosine says what the difference in pixels does.
+vectors are those of transformers' CLIP ViT-B/32 with random weights of a fixed seed. The model is
+the same on both sides, so the cosine is the effect of the difference in pixels.
 """
 
 from __future__ import annotations

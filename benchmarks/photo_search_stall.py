@@ -1,17 +1,15 @@
-"""How long the photo search's event loop stands still while it indexes, types and scrolls.
+"""How long the event loop of the photo search stalls while it indexes and keys are typed.
 
     python benchmarks/photo_search_stall.py [--photos 1000] [--rounds 3] [--sizes 80x24 120x40]
         [--kinds indexing typing idle textual floor]
 
-`examples/photo_search.py` runs in a pseudo-terminal, in its own process, and indexes drawn photos;
-meanwhile keys come through the terminal as fast as a key held down repeats: a search is typed, its
-results are scrolled. What the app draws is read and dropped. A heartbeat asks to be woken every
-millisecond; a stall is how much later than that it is. `typing` is the app with the same keys when
-all is indexed, `idle` without anything to index or to do, `textual` a bare app of Textual's widgets
-that gets the same keys and nothing else to do, and `floor` the machine's share: the heartbeat in a
-process that does nothing else, while other processes keep every CPU busy. `its CPU` is the most CPU
-time that the loop's thread itself took from one beat to the next: the rest of a stall is waiting
-for a CPU or the GIL.
+`examples/photo_search.py` runs in a pseudo-terminal, in its own process, and indexes drawn photos.
+Meanwhile the terminal sends keys as fast as a key that is held down repeats: a search is typed, and
+its results are scrolled. A heartbeat asks to be woken every millisecond; a stall is how late it is.
+`typing` is the app with the same keys after indexing, `idle` without keys, `textual` a bare app of
+Textual's widgets with the same keys. `floor` is the machine's share: the heartbeat in a process
+that does nothing else, while other processes keep every CPU busy. `its CPU` is the most CPU time of
+the loop's thread from one beat to the next; the rest of a stall is waiting for a CPU or the GIL.
 """
 
 from __future__ import annotations

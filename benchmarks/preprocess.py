@@ -7,9 +7,8 @@ Prints, for 12 and 48 megapixels, the median processor time of each path, its ra
 library's, and how far its pixels are from this library's. Peers that are not installed are left
 out. `decoder alone` is the part of this library's time that Pillow's JPEG decoder takes.
 `thumbnail` is to 96 x 96. Below each table: whether this library is no slower than the
-fastest peer of the same pixels. Each path has its own process, as a program that uses it
-would be, and takes turns with the others: in one process each would get the memory that another
-left.
+fastest peer of the same pixels. The paths alternate, each in its own process, so that none uses
+memory that another has freed.
 """
 
 from __future__ import annotations

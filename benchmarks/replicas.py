@@ -4,11 +4,10 @@ The copies have their own weights, or share one file of packed weights.
 
     python benchmarks/replicas.py [--copies 2] [--seconds 4] [--rounds 3] [--precisions fp32 int8]
 
-Only the native call is measured, on inputs made beforehand: each copy is run by a thread of its
-own, one image or one batch at a time. Every kind runs in its own process, by turns; figures
-are medians of the rounds. CPU time per image tells more
-than the rate where other processes want the CPUs too.
-Making the programs needs the [export] extra.
+Only the native call is measured, on prepared inputs: each copy is run by its own thread, one image
+or one batch at a time. Every kind runs in its own process, by turns; figures are medians of the
+rounds. On a busy machine compare the CPU time per image. Making the programs needs the [export]
+extra.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often a picture's nearest neighbours are of its own group, and whether its copies find it.
+"""How often a picture's nearest neighbours are of the same group, and whether its copies find it.
 
     python benchmarks/retrieval.py FOLDER [--model efficientnet-lite0] [--duplicates 100]
 

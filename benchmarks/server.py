@@ -7,7 +7,7 @@ JPEG of about 50 KB. Every server runs alone, by turns. `fastapi` is a FastAPI a
 ONNX Runtime as its users write it: Pillow and the session in a worker thread. `litserve` is the
 same over LitServe, which batches. Both run the fp32 ONNX file and the one that ONNX Runtime
 quantised dynamically to int8. `infinity` is infinity_emb's server on torch. Peers that are not
-installed are left out with a word. Making the programs needs the [export] extra, onnx and
+installed are left out with a message. Making the programs needs the [export] extra, onnx and
 onnxscript.
 """
 

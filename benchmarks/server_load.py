@@ -2,10 +2,10 @@
 
     python benchmarks/server_load.py [--seconds 60] [--connections 64] [--model efficientnet-lite0]
 
-`/healthz` is timed in its own process while the server idles, while it only refuses, and at
-full load; beside it a server that does nothing, for the machine's floor. Printed are the
-statuses, the latencies, and the server's memory, files and threads over time. The exit code is 1
-if a request was answered with 500 or not at all, or if something was not given back at the end.
+A separate process times `/healthz` while the server is idle, while it only refuses, and at full
+load, and a server that does nothing for the machine's floor. Prints the statuses, the latencies,
+and the server's memory, files and threads over time. The exit code is 1 if a request was answered
+with 500 or not at all, or if the server did not release everything at the end.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--minutes 15] [--callers 64] [--model PATH] [--backend asyncio]
 
-Callers embed JPEGs and arrays all the time; one image in ten is broken, one call in ten is
-cancelled midway, one in ten has a deadline it may miss, and streams are left half read.
+Callers embed JPEGs and arrays continuously. One image in ten is broken, one call in ten is
+cancelled, one in ten has a deadline that it may miss, and some streams are not read to the end.
 """
 
 from __future__ import annotations

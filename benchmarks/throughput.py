@@ -7,11 +7,11 @@ Every engine runs in its own process, by turns. `loop` is a plain blocking loop 
 library's native call with Pillow, which has no callers. `onnx` is a thread pool over one ONNX
 Runtime session (fp32, or quantised dynamically to int8), `fastembed` its image model over the
 same ONNX file, `infinity` its engine on torch, fp32 alone, `stock` the executorch package's own
-binding in a worker thread. `aioembed:replicas=2` is ours with options; more are separated by
-commas. The weights are random; `array` inputs are uint8 224 x 224 arrays, `jpeg` are JPEGs of
-640 x 480. What was imported is out of the garbage collector's sight, for every engine. Making the
-programs needs the [export] extra, onnx and onnxscript. Peers that cannot run are left out with
-their error, and after `--minutes` nothing more is begun.
+binding in a worker thread. `aioembed:replicas=2` is this library with options; commas separate
+several. The weights are random; `array` inputs are uint8 224 x 224 arrays, `jpeg` are JPEGs of
+640 x 480. Every engine runs after `gc.freeze()`. Making the programs needs the [export] extra, onnx
+and onnxscript. Peers that cannot run are left out with their error, and no case starts after
+`--minutes`.
 """
 
 from __future__ import annotations

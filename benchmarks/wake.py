@@ -1,15 +1,15 @@
-"""How long a model takes to load and to wake, and whose memory its weights are.
+"""How long a model takes to load and to wake, and how processes share its weights' memory.
 
     python benchmarks/wake.py [--programs clip_fast_fp32 clip_fast_int8] [--processes 1 2 4]
 
 For each program, with and without packed weights: the first load (which packs), a later load, and
-a wake after sleep, from the call to its vector beyond what inference takes; its CPU time says more
-where other processes want the CPUs too. Then processes with the same model loaded, and workers of a
-server: anonymous, file-backed and proportional memory of each. Then both kinds in one process, by
-turns: whether their vectors are equal to the bit, and the ratio of their latencies. The first lines
-are what a process takes before it loads a model, and with the embedded one. Every other figure
-comes from its own process. Making the programs needs the [export] extra; a path of a `.pte` file is
-taken too.
+a wake after sleep, from the call to its vector without the inference; on a busy machine compare
+their CPU time. Then the anonymous, file-backed and proportional memory of each process, for several
+processes with the same model and for workers of a server. Then both kinds in one process, by turns:
+whether their vectors are equal to the bit, and the ratio of their latencies. The first lines are
+the memory of a process before it loads a model, and with the embedded one. Every other figure comes
+from its own process. Making the programs needs the [export] extra; the path of a `.pte` file is
+accepted too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def model(path: str, cache: str, *, packed: bool) -> ImageEmbeddings:
 
 
 async def load_time(path: str, cache: str, packed: bool) -> dict[str, float]:
-    """Seconds of one load, without the trial run of a program of unknown origin."""
+    """Seconds of one load, without the trial run of a program without a published hash."""
     handle = model(path, cache, packed=packed)
     began = time.perf_counter()
     await handle.load()
@@ -95,7 +95,7 @@ async def bare(*_: object) -> dict[str, dict[str, float]]:
 
 
 async def hold(path: str, cache: str, packed: bool) -> None:
-    """Load a model, use it, say so, and keep it until stdin is closed."""
+    """Load a model, use it, print a line, and keep it until stdin is closed."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     async with model(path, cache, packed=packed) as handle:
         await handle.forward(pixels)

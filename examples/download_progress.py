@@ -2,7 +2,7 @@
 
     python examples/download_progress.py
 
-A hub on loopback stands in for the real one and is throttled, so that there is something to see.
+A hub on loopback replaces the real one, and is throttled to make the download visible.
 """
 
 from __future__ import annotations

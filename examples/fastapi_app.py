@@ -40,7 +40,7 @@ album = Album()
 
 
 def image_model() -> ImageEmbeddings:
-    """What routes depend on; tests put another one into `app.dependency_overrides`."""
+    """Return the model for the routes; tests replace it by `app.dependency_overrides`."""
     return models.image()
 
 
@@ -51,7 +51,7 @@ Model = Annotated[ImageEmbeddings, Depends(image_model)]
 async def add_photo(
     image: Annotated[bytes, File()], jobs: BackgroundTasks, embeddings: Model
 ) -> dict[str, int]:
-    """Take a photo; it is embedded after the answer."""
+    """Store a photo; it is embedded after the response."""
     number = next(album.numbers)
     album.photos[number] = None
     jobs.add_task(_index, number, image, embeddings)

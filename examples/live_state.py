@@ -2,8 +2,8 @@
 
     python examples/live_state.py
 
-A hub on loopback stands in for the real one. `Live` draws at its own rate, whatever the model
-does: the callback hands it the latest state, and the event loop never waits for the terminal.
+A hub on loopback replaces the real one. `Live` draws at its own rate: the callback passes it the
+latest state, and the event loop never waits for the terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Redis of one's own for examples and tests: a free loopback port, its own folder."""
+"""A Redis for examples and tests, on a free loopback port, with its own folder."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class LocalRedis:
             client.ping()
 
     def stop(self) -> None:
-        """Stop it as a shutdown of the machine would."""
+        """Stop it with SIGTERM, as a shutdown of the machine does."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Give it no time to do anything."""
+        """Stop it with SIGKILL, which it cannot handle."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:

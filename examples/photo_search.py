@@ -4,7 +4,7 @@
     python examples/photo_search.py FOLDER [--index FILE] [--model MODEL] [--text-model MODEL]
 
 Type the path of a picture, or a part of its name; Enter on a result searches for more like it. With
-a text model that goes with the image model, words find pictures instead of names.
+a text model of the same space, words find pictures instead of names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a folder of images to Parquet files of vectors, on all machines of a Ray cluster.
+"""Embed a folder of images to Parquet files, on all machines of a Ray cluster.
 
     python examples/ray_dataset.py demo                              # offline, on this machine
     python examples/ray_dataset.py embed FOLDER OUTPUT --actors 2    # --model clip-...

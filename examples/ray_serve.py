@@ -1,4 +1,4 @@
-"""Embeddings over HTTP as a Ray Serve deployment that grows and shrinks with its requests.
+"""Embeddings over HTTP as a Ray Serve deployment that scales with its requests.
 
 python examples/ray_serve.py demo     # offline: starts it, asks it, stops it
 serve run ray_serve:app               # from this folder, on a cluster; then POST /v1/embeddings

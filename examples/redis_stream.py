@@ -1,4 +1,4 @@
-"""Embed the images of a Redis stream; each vector is stored once, whatever is killed on the way.
+"""Embed the images of a Redis stream; each vector is stored once, even if consumers are killed.
 
     python examples/redis_stream.py demo        # offline, starts a redis-server
     python examples/redis_stream.py produce --redis redis://127.0.0.1:6379/0 --folder FOLDER
@@ -6,7 +6,7 @@
 
 A message has a `uri` (such as file:///photos/a.jpg) or the `bytes` of an image, and may have a
 `key` to store the vector under, in place of its id. It is acknowledged after its vector is stored.
-What can never be embedded is moved to the stream `images:dead`, with the reason.
+A message that cannot be embedded is moved to the stream `images:dead`, with the reason.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Consumer:
     model: ImageEmbeddings
     index: EmbeddingIndex
     idle: float = 30  # seconds after which a message that was not acknowledged is delivered again
-    max_deliveries: int = 10  # after so many a message is dead: it may kill its consumers
+    max_deliveries: int = 10  # then a message is dead: it may crash its consumers
     until_empty: bool = False
     stopping: bool = False
     name: str = f"consumer-{os.getpid()}"
@@ -67,7 +67,7 @@ class Consumer:
                     async for result in results:
                         await self.settle(result)
             except (ConnectionError, TimeoutError) as error:
-                print(f"Redis is away, trying again: {error}", flush=True)
+                print(f"Redis is unreachable, retrying: {error}", flush=True)
                 await anyio.sleep(1)
             except ResponseError as error:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):  # Redis was emptied
@@ -81,7 +81,7 @@ class Consumer:
                 raise
 
     async def images(self) -> AsyncGenerator[tuple[Message, str | bytes], None]:
-        """Yield what others left unacknowledged, and what is new."""
+        """Yield messages that other consumers left unacknowledged, and new ones."""
         while not self.stopping:
             idle = round(self.idle * 1000)
             _, rows, *_ = await self.redis.xautoclaim(STREAM, GROUP, self.name, idle, count=32)

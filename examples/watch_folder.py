@@ -36,9 +36,9 @@ async def watch(
     stop: anyio.Event,
     on_synced: Callable[[SyncReport], object] = show,
 ) -> None:
-    """Sync the index at once, and again after each burst of changes.
+    """Sync the index, and again after each burst of changes.
 
-    A half-written picture fails, and is read again with the change that completes it.
+    A half-written picture fails, and is read again when it is complete.
     """
 
     def concerns(_change: Change, path: str) -> bool:

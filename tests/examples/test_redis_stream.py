@@ -171,7 +171,7 @@ async def test_a_redis_that_dies_and_comes_back_is_waited_for(
         with pytest.raises(redis.ConnectionError):
             client.ping()
         await anyio.to_thread.run_sync(server.start)
-    assert "Redis is away, trying again: " in capsys.readouterr().out
+    assert "Redis is unreachable, retrying: " in capsys.readouterr().out
     assert_all_settled(client, poison)
     await assert_stored(tmp_path / "vectors.db", images)
 
