@@ -472,7 +472,7 @@ anyio.run(main, backend=sys.argv[1])
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process takes")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_model_counts_for_the_memory_that_it_needs_to_run(backend: str) -> None:
-    """The program that ships is a file of 13 MB, and needs 50 MB beside its weights.
+    """The program that ships is a file of 4 MB, and needs ten times that to compute.
 
     In a process that nothing else has filled: a model may use again what others have freed.
     """

@@ -418,10 +418,11 @@ EFFICIENTNET_LITE0 = ModelSpec(
     source="embedded:efficientnet_lite0.pte",
     modality="image",
     embedding_dim=1280,
-    size_bytes=13441280,
-    sha256="f26fdca7a19f285a2a4e4c71e91fee8bc9238e8ac60f9f69456dbca45712346e",
+    size_bytes=4_064_256,
+    sha256="77b2e2edb1a7995a4f6ae7002689f17fee636c4a3d190277f0e608ed72e363dd",
+    precision="int8",
     licence="Apache-2.0",
-    summary="EfficientNet-Lite0 trained on ImageNet (13.4 MB); ships with the library",
+    summary="EfficientNet-Lite0 trained on ImageNet, int8 (4.1 MB); ships with the library",
 )
 CLIP_VIT_BASE_PATCH32_IMAGE = ModelSpec(
     name="clip-vit-base-patch32-image",

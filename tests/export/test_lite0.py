@@ -45,6 +45,14 @@ def lite0() -> ModuleType:
     return module
 
 
+def by_module(lite0: ModuleType, pixels: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        result: np.ndarray = lite0.Lite0.from_package()(torch.from_numpy(pixels)).numpy()
+    return result
+
+
 @pytest.fixture(scope="module")
 def built(lite0: ModuleType) -> Lowered:
     lowered = lite0.build()
@@ -53,25 +61,35 @@ def built(lite0: ModuleType) -> Lowered:
 
 
 @pytest.mark.export
-def test_the_shipped_program_computes_what_the_module_does(lite0: ModuleType) -> None:
+def test_the_fp32_program_computes_what_the_module_does(lite0: ModuleType, tmp_path: Path) -> None:
+    lite0.build("fp32").write(tmp_path / "fp32.pte")
     rng = np.random.default_rng(0)
     noise = rng.uniform(-1, 1, (2, 3, 224, 224)).astype(np.float32)
     wave = np.asarray(Image.radial_gradient("L").resize((300, 260)).convert("RGB"))
-    pixels = [preprocess(wave, lite0.LITE0_PREPROCESSING), noise]
+    pixels = np.concatenate([preprocess(wave, lite0.LITE0_PREPROCESSING), noise])
+    found = lite0.vectors(tmp_path / "fp32.pte", pixels)
+    assert np.abs(found - by_module(lite0, pixels)).max() <= lite0.TOLERANCE
+
+
+@pytest.mark.export
+def test_the_shipped_int8_program_is_near_the_module(lite0: ModuleType) -> None:
+    pictures = [np.asarray(picture) for picture in photographs().values()]
+    pixels = np.concatenate([preprocess(one, lite0.LITE0_PREPROCESSING) for one in pictures])
     with as_file(files("aioembed.data") / "efficientnet_lite0.pte") as shipped:
-        difference = lite0.largest_difference(shipped, np.concatenate(pixels))
-    print(f"largest difference: {difference:.1e}")
-    assert difference <= lite0.TOLERANCE
+        found = lite0.vectors(shipped, pixels)
+    cosines = (found * by_module(lite0, pixels)).sum(1)
+    assert cosines.mean() >= 0.99
+    assert cosines.min() >= 0.975
 
 
 @pytest.mark.export
 @pytest.mark.parametrize("level", [0, 96, 127, 128, 255])
-def test_a_uniform_picture_is_as_near_as_float32_can_be(lite0: ModuleType, level: int) -> None:
+def test_a_uniform_picture_has_a_vector_of_length_one(lite0: ModuleType, level: int) -> None:
     """At the grey that preprocessing takes for 0, three features of 1280 are left, of length 0.005:
-    torch itself is 3e-5 from float64 there, so that `TOLERANCE` cannot hold."""
+    a program that rounds them all away would divide by 0."""
     pixels = preprocess(np.full((256, 256, 3), level, np.uint8), lite0.LITE0_PREPROCESSING)
     with as_file(files("aioembed.data") / "efficientnet_lite0.pte") as shipped:
-        assert lite0.largest_difference(shipped, pixels) <= 1e-4
+        assert np.linalg.norm(lite0.vectors(shipped, pixels)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -137,7 +155,7 @@ def test_the_shipped_program_can_be_rebuilt_and_is_judged(
     report = capsys.readouterr().out
     assert "EfficientNet-Lite0" in report
     assert "operators outside: " in report
-    assert "cosine >= 0.99999" in report or "cosine >= 1.0" in report
+    assert "cosine >= 0.98" in report
     assert (tmp_path / "again.pte").read_bytes() == b"".join(built.parts)
 
 

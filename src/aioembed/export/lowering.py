@@ -91,8 +91,9 @@ def lower(
         metadata: Stored as JSON in the constant method `aioembed_metadata`.
         constant_methods: Further constant methods: int, float, bool, str, list or tensor by name.
         dynamic_shapes: As `torch.export.export` takes them; static where None.
-        precision: `int8` quantises the linears: weights per channel, activations dynamically.
-        exempt: Names of linears of the module that stay float32 even then.
+        precision: `int8` quantises linears and convolutions: weights per channel, activations
+            dynamically. XNNPACK cannot run such a depthwise convolution: exempt those.
+        exempt: Names of linears and convolutions of the module that stay float32 even then.
 
     Returns:
         The program's bytes, and what XNNPACK took of it.
@@ -178,7 +179,7 @@ def _constants(
 
 
 def _quantizer(exempt: Collection[str]) -> XNNPACKQuantizer:
-    """Return what makes linears int8: symmetric per channel, activations per call."""
+    """Return what makes weights int8: symmetric per channel, activations per call."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -198,7 +199,7 @@ def _quantize(
     example_inputs: tuple[torch.Tensor, ...],
     quantizer: XNNPACKQuantizer,
 ) -> torch.nn.Module:
-    """Return the graph with quantised linears."""
+    """Return the graph with quantised weights."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     prepared = prepare_pt2e(graph, quantizer)
