@@ -172,7 +172,6 @@ class Lite0(nn.Module):
         embeddings: Tensor = pooled * torch.rsqrt((pooled * pooled).sum(1, keepdim=True))
         return embeddings
 
-
     def names_in_fp32(self) -> list[str]:
         """Return the names of the convolutions that an int8 program leaves fp32."""
         convolutions = [
