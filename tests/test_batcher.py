@@ -71,7 +71,7 @@ async def test_one_item_runs_immediately_and_alone() -> None:
     assert machine.batches == [[21]]
 
 
-async def test_what_waits_meanwhile_forms_the_next_batches_in_order() -> None:
+async def test_waiting_items_form_the_next_batches_in_order() -> None:
     machine = Machine()
     machine.gate.clear()
     batcher = machine.batcher(max_batch=3)
@@ -411,7 +411,7 @@ async def test_a_caller_cancelled_while_its_batch_fills_leaves_its_place_to_anot
     assert sorted(results) == [4, 6, 8]
 
 
-async def test_nothing_gathers_for_callers_that_have_all_gone() -> None:
+async def test_no_batch_waits_for_callers_that_were_all_cancelled() -> None:
     batcher = Machine().batcher(max_batch=3, max_wait=1e6, clock=FakeClock())
     before = len(anyio.get_running_tasks())
     with anyio.move_on_after(0.01):

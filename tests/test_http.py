@@ -282,7 +282,7 @@ def system_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Resolver]:
     resolver.released.set()
 
 
-async def test_dead_names_do_not_stop_others_and_are_given_up(
+async def test_names_without_an_answer_do_not_delay_others_and_time_out(
     system_resolver: _Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_http, "_LOOKUP_SECONDS", 0.5)

@@ -62,7 +62,9 @@ async def vector(
         return await model.forward(PICTURE)
 
 
-async def test_a_program_that_says_nothing_is_an_error_that_lists_the_ways(program: Path) -> None:
+async def test_a_program_without_preprocessing_is_an_error_that_lists_the_ways(
+    program: Path,
+) -> None:
     with pytest.raises(UnknownPreprocessing) as caught:
         await vector(program)
     for way in ("preprocessing=", "mine.json", "preprocessor_config.json", "rne", "describe"):
@@ -127,19 +129,19 @@ async def test_a_preprocessing_that_is_neither_a_preset_nor_a_file_is_refused(
         await vector(program, "absent.json")
 
 
-async def test_a_program_that_says_the_same_of_everything_is_refused(tmp_path: Path) -> None:
+async def test_a_program_whose_vector_is_constant_is_refused(tmp_path: Path) -> None:
     path = Path(shutil.copy(PROGRAMS / "constant.pte", tmp_path / "constant.pte"))
     with pytest.raises(InvalidProgram, match="same vector for two different pictures"):
         await vector(path, "rne")
 
 
-async def test_a_text_program_that_says_the_same_of_everything_is_refused(tmp_path: Path) -> None:
+async def test_a_text_program_whose_vector_is_constant_is_refused(tmp_path: Path) -> None:
     path = Path(shutil.copy(PROGRAMS / "constant_text.pte", tmp_path / "constant.pte"))
     with pytest.raises(InvalidProgram, match="same vector for two different texts"):
         await probing.probe(path)
 
 
-async def test_of_several_outputs_something_must_say_which_is_the_embedding(
+async def test_the_embedding_of_several_outputs_must_be_declared(
     tmp_path: Path,
 ) -> None:
     mine = known("several", tmp_path)
@@ -309,7 +311,7 @@ def values(fields: dict[str, Any]) -> list[list[float]]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.fixed_dictionaries(VALUES), st.fixed_dictionaries(VALUES))
-def test_two_spaces_are_one_where_and_only_where_the_pixels_are(
+def test_two_spaces_are_equal_exactly_if_their_pixels_are(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     same_pixels = [one[name] for name in GEOMETRY] == [other[name] for name in GEOMETRY]

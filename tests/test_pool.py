@@ -305,7 +305,7 @@ async def test_a_failed_load_gives_its_memory_back() -> None:
         assert pool.state["a"].status is Status.FAILED
 
 
-async def test_a_program_that_went_away_fails_its_calls_alone(tmp_path: Path) -> None:
+async def test_a_deleted_program_fails_its_own_calls_only(tmp_path: Path) -> None:
     program = tmp_path / "gone.pte"
     program.write_bytes(TINY_IMAGE_PROGRAM.read_bytes())
     gone = ImageEmbeddings(program, threads=1)

@@ -71,7 +71,7 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "error"), CASES, ids=[make.__name__ for make, _ in CASES])
-def test_a_bad_image_is_one_line_that_names_it(
+def test_a_bad_image_is_named_on_one_line(
     invoke: Invoke, tmp_path: Path, make: Callable[[Path], object], error: str
 ) -> None:
     argument = str(make(tmp_path))

@@ -11,7 +11,7 @@ from .conftest import Invoke
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "plain_nchw.pte"
 
 
-def test_what_is_missing_is_said_then_saved_and_used(invoke: Invoke, tmp_path: Path) -> None:
+def test_missing_preprocessing_is_reported_saved_and_used(invoke: Invoke, tmp_path: Path) -> None:
     path = shutil.copy(PROGRAM, tmp_path / "mine.pte")
     before = json.loads(invoke("describe", path, "--format", "json").stdout)
     assert before["inputs"] == ["float32 (1, 3, 32, 32)"]
@@ -31,7 +31,7 @@ def test_saving_nothing_is_an_error(invoke: Invoke, tmp_path: Path) -> None:
     assert "--preprocessing" in result.stderr
 
 
-def test_the_model_that_ships_says_everything_itself(invoke: Invoke) -> None:
+def test_the_embedded_model_lacks_nothing(invoke: Invoke) -> None:
     said = json.loads(invoke("describe", "efficientnet-lite0", "--format", "json").stdout)
     assert said["embedding_dim"] == 1280
     assert said["metadata"]["name"] == "efficientnet-lite0"

@@ -208,7 +208,9 @@ def test_a_trial_that_raises_is_reported_by_its_last_line(
     assert "no_such_module" in check["found"]
 
 
-def test_a_trial_without_end_is_given_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_does_not_end_times_out(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endless = "import threading; threading.Event().wait()"
     run_instead(monkeypatch, endless)
     monkeypatch.setattr(doctor, "_SECONDS", 0.2)

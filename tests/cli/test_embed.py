@@ -179,7 +179,7 @@ def test_folders_and_lists_are_embedded(
         assert (result.exit_code, result.stdout) == (0, by_folder.stdout)
 
 
-def test_one_impossible_name_of_many_fails_alone(
+def test_one_impossible_name_does_not_fail_the_others(
     run_process: RunProcess, picture: Path, tmp_path: Path
 ) -> None:
     names = [os.fsencode(picture), b"\xff" + b"x" * 5000, os.fsencode(picture)]
@@ -207,7 +207,9 @@ def test_an_input_is_never_overwritten(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 @pytest.mark.parametrize("command", ["embed", "models", "similarity"])
-def test_results_that_cannot_be_written_are_one_line(pictures: list[Path], command: str) -> None:
+def test_results_that_cannot_be_written_are_reported_on_one_line(
+    pictures: list[Path], command: str
+) -> None:
     arguments = [] if command == "models" else [str(path) for path in pictures]
     for redirect in ("> /dev/full", ">&-"):
         line = f'exec "$0" -m aioembed "$@" {redirect}'

@@ -135,7 +135,7 @@ def test_indexing_ends_when_the_reader_of_its_lines_went_away(
     assert process.returncode == 141
 
 
-def test_a_missing_index_or_folder_is_said(
+def test_a_missing_index_or_folder_is_reported(
     invoke: Invoke, picture: Path, index_file: Path, tmp_path: Path
 ) -> None:
     result = invoke("search", picture, "--index", index_file)
@@ -274,7 +274,7 @@ def _execute(path: Path, statement: str) -> None:
         (_newer_version, "version 99"),
     ],
 )
-def test_what_is_not_an_index_is_one_line_and_left_alone(
+def test_a_file_that_is_not_an_index_is_reported_and_unchanged(
     invoke: Invoke,
     picture: Path,
     index_file: Path,
@@ -291,7 +291,7 @@ def test_what_is_not_an_index_is_one_line_and_left_alone(
     assert index_file.exists()
 
 
-def test_an_index_that_another_process_writes_is_one_line(
+def test_an_index_that_another_process_writes_is_reported_on_one_line(
     invoke: Invoke, picture: Path, index_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOCK_SECONDS", 0.001)
@@ -306,7 +306,7 @@ def test_an_index_that_another_process_writes_is_one_line(
         assert invoke("search", picture, "--index", index_file).exit_code == 0
 
 
-def test_a_folder_that_is_a_file_is_one_line(
+def test_a_folder_that_is_a_file_is_reported_on_one_line(
     invoke: Invoke, picture: Path, index_file: Path
 ) -> None:
     result = invoke("index", picture, "--index", index_file)

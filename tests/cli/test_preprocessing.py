@@ -12,7 +12,7 @@ from .conftest import Invoke
 PLAIN = Path(__file__).resolve().parents[1] / "programs" / "plain_nchw.pte"
 
 
-def test_a_program_that_says_nothing_is_embedded_with_where_the_command_says_it(
+def test_a_program_without_preprocessing_works_with_the_option(
     invoke: Invoke, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOEMBED_CACHE", str(tmp_path / "cache"))
@@ -36,5 +36,5 @@ def test_a_program_that_says_nothing_is_embedded_with_where_the_command_says_it(
 @pytest.mark.parametrize(
     "command", ["embed", "similarity", "index", "search", "demo", "describe", "verify", "serve"]
 )
-def test_each_command_says_that_it_takes_one(invoke: Invoke, command: str) -> None:
+def test_each_command_has_the_option(invoke: Invoke, command: str) -> None:
     assert "--preprocessing" in invoke(command, "--help").stdout

@@ -138,7 +138,7 @@ async def test_a_replaced_file_stays_for_those_who_use_it_until_it_is_pruned(
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xfe", b"[1]", b"{", b'{"format": 2}'])
-async def test_a_record_that_cannot_be_read_counts_as_none(
+async def test_a_record_that_cannot_be_read_is_ignored(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, record: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -150,7 +150,7 @@ async def test_a_record_that_cannot_be_read_counts_as_none(
 
 
 @pytest.mark.parametrize("change", [{"file": "../../secret"}, {"url": "http://a:99999/m.pte"}])
-async def test_a_record_that_names_a_file_elsewhere_or_no_url_counts_as_none(
+async def test_a_record_that_names_a_file_elsewhere_or_no_url_is_ignored(
     *,
     scripted: Any,
     serve_file: Any,
@@ -182,7 +182,7 @@ async def test_folders_named_like_a_backup_are_left_alone(
     assert (folder / "data").read_bytes() == b"mine"
 
 
-async def test_a_file_named_like_a_partial_download_does_not_hinder(
+async def test_a_file_named_like_a_partial_download_does_not_prevent_one(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache, content: bytes
 ) -> None:
     async with scripted(serve_file()) as server:
@@ -247,7 +247,7 @@ async def test_an_expected_size_that_differs_is_a_warning(
     assert "has 300000 bytes, but 12 were published" in caplog.text
 
 
-async def test_what_is_on_the_disk_is_kept_when_the_server_cuts(
+async def test_bytes_on_the_disk_are_kept_when_the_server_cuts(
     scripted: Any, serve_file: Any, make_fetcher: Any, cache: Cache
 ) -> None:
     async with scripted(serve_file(cut_after=123_456)) as server:

@@ -72,7 +72,7 @@ async def test_a_disk_that_fills_in_mid_write_is_typed_and_the_part_goes_on_late
     assert file.path.read_bytes() == content
 
 
-async def test_what_the_disk_could_not_take_is_not_kept(
+async def test_bytes_that_failed_to_be_written_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system says so once, and reads the lost bytes from memory as if all were well."""

@@ -102,7 +102,7 @@ async def test_a_renamed_repository_redirects_and_its_file_is_trusted(
     assert (file.trusted, file.url) == (True, url)
 
 
-async def test_what_the_body_raises_comes_out_as_it_is() -> None:
+async def test_an_exception_of_the_body_is_raised_unchanged() -> None:
     with pytest.raises(KeyError, match="mine"):
         async with LoopbackServer(lambda _: Reply()):
             raise KeyError("mine")

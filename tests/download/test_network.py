@@ -254,7 +254,7 @@ async def test_a_silent_or_trickling_server_is_a_stall_not_a_hang(
     assert caught.value.code == 118
 
 
-async def test_what_arrived_before_the_silence_is_kept(
+async def test_bytes_before_a_stall_are_kept(
     scripted: Any, serve_file: Any, make_fetcher: Any, content: bytes
 ) -> None:
     limits = FetchLimits(stall=0.3)

@@ -261,7 +261,7 @@ async def test_a_part_of_a_process_on_another_host_is_left_alone_until_it_is_old
     assert not part.exists()
 
 
-async def test_a_control_steers_one_fetch_at_a_time(
+async def test_a_control_belongs_to_one_fetch_at_a_time(
     scripted: Any, serve_file: Any, make_fetcher: Any
 ) -> None:
     control = DownloadControl()

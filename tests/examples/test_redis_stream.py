@@ -232,7 +232,7 @@ async def test_a_terminated_consumer_finishes_what_it_has(
     )
 
 
-async def test_what_is_malformed_is_a_dead_letter_with_its_reason(
+async def test_malformed_messages_are_dead_letters_with_the_reason(
     server: LocalRedis, client: Any, tmp_path: Path
 ) -> None:
     wrong: list[dict[Any, Any]] = [

@@ -64,7 +64,7 @@ def test_tensors_that_do_not_fit_the_config_are_named(
 
 
 @pytest.mark.parametrize("kind", ["bert", "chinese_clip", "vit", 3, None])
-def test_of_other_models_the_error_says_what_is_known(folder: Path, kind: object) -> None:
+def test_an_unknown_model_type_lists_the_known_ones(folder: Path, kind: object) -> None:
     rewrite(folder, lambda _state: None, {"model_type": kind})
     with pytest.raises(CheckpointError, match=r"CLIP .*SigLIP .*DINOv2 .*Your own model"):
         Checkpoint.open(folder)

@@ -38,7 +38,7 @@ class Normalised(torch.nn.Sequential):
         return torch.nn.functional.normalize(super().forward(x), dim=-1)  # type: ignore[no-untyped-call]
 
 
-def test_even_weights_are_rounded_all() -> None:
+def test_plain_weights_are_all_rounded() -> None:
     module = Normalised(*two_linears(outlier=0))
     assert exempt_linears(module, *samples_of(module)) == ()
 
@@ -52,7 +52,7 @@ def test_the_linear_that_loses_most_is_kept_and_none_is_changed(outlier: float) 
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-def test_the_imitation_rounds_inside_and_restores_behind() -> None:
+def test_the_simulation_rounds_inside_and_restores_afterwards() -> None:
     module = two_linears(outlier=0)
     (x,), *_ = samples_of(module)[0]
     with torch.no_grad():

@@ -214,7 +214,7 @@ async def test_a_caller_is_released_at_its_timeout_whatever_the_model_does(
         assert (await model.forward(pixels)).shape == (512,)
 
 
-async def test_a_decoding_that_its_caller_left_keeps_its_place_among_the_threads(
+async def test_a_decoding_whose_caller_left_still_counts_as_a_thread(
     held_path: HeldPath,
 ) -> None:
     brake = held_path.brake

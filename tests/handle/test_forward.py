@@ -29,7 +29,7 @@ def numbered(number: int) -> Pixels:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_200_concurrent_calls_with_a_third_cancelled_all_end_right(seed: int) -> None:
+async def test_200_concurrent_calls_with_a_third_cancelled_end_correctly(seed: int) -> None:
     dice = random.Random(seed)
     got: dict[int, NDArray[np.float32]] = {}
     async with ImageEmbeddings(TINY_IMAGE) as model:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 Pixels = NDArray[np.uint8]
 
 
-async def test_mounting_loads_in_the_background_and_unmounting_closes(
+async def test_entering_loads_in_the_background_and_leaving_closes(
     make: Make, pixels: Pixels
 ) -> None:
     seen: list[Status] = []
@@ -127,7 +127,7 @@ async def test_a_failed_load_is_an_error_for_everyone_and_can_be_tried_again(
         assert (await model.forward(pixels)).shape == (512,)
 
 
-async def test_an_error_in_the_body_is_raised_as_it_is(make: Make) -> None:
+async def test_an_error_in_the_body_is_raised_unchanged(make: Make) -> None:
     model = make()
 
     async def body() -> None:
@@ -216,7 +216,7 @@ async def test_a_slow_reader_of_states_never_holds_up_a_forward(make: Make, pixe
         tasks.cancel_scope.cancel()
 
 
-async def test_a_thousand_observers_and_raising_ones_change_nothing(
+async def test_a_thousand_observers_and_raising_ones_do_not_affect_the_model(
     make: Make, pixels: Pixels
 ) -> None:
     async with make() as model:
@@ -233,7 +233,7 @@ async def test_a_thousand_observers_and_raising_ones_change_nothing(
     assert min(told) == max(told) > 0
 
 
-async def test_waiting_for_what_can_no_longer_come_is_an_error(make: Make) -> None:
+async def test_waiting_for_an_unreachable_state_is_an_error(make: Make) -> None:
     model = make()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(model.aclose)

@@ -129,7 +129,7 @@ async def test_a_load_wakes_a_model(model: ImageEmbeddings) -> None:
     assert model.state.is_ready
 
 
-async def test_what_is_known_of_a_model_is_known_while_it_sleeps(model: ImageEmbeddings) -> None:
+async def test_space_and_dimension_stay_known_while_a_model_sleeps(model: ImageEmbeddings) -> None:
     await model.load()
     known = (model.space, model.embedding_dim, model.metadata)
     await model.wait_for(asleep)
@@ -378,7 +378,7 @@ async def test_verifying_always_finds_damage_that_keeps_size_and_time(
 
 
 @pytest.mark.parametrize("wrong", ["never", True, None])
-def test_a_way_to_verify_that_there_is_not_is_refused(wrong: Any) -> None:
+def test_an_unknown_value_of_verify_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidConfig, match="verify is"):
         make(verify=wrong)
 

@@ -73,7 +73,7 @@ async def drain(stream: EmbeddingStream[Any], into: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_every_item_comes_back_under_its_place(ordered: bool) -> None:
+async def test_every_item_comes_back_under_its_index(ordered: bool) -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
         expected = [await model.forward(numbered(number)) for number in range(5)]
         items = [numbered(number % 5) for number in range(40)]
@@ -172,7 +172,7 @@ async def test_a_stream_is_resumed_after_a_stop_by_the_keys_that_were_read() -> 
     assert done.keys() == items.keys()
 
 
-async def test_items_that_are_not_pairs_end_the_stream_after_the_results_before() -> None:
+async def test_items_that_are_not_pairs_end_the_stream_after_the_earlier_results() -> None:
     async with ImageEmbeddings(TINY_IMAGE) as model:
         seen: list[str] = []
         items: list[Any] = [("a", numbered(1)), numbered(2)]
@@ -182,7 +182,7 @@ async def test_items_that_are_not_pairs_end_the_stream_after_the_results_before(
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_an_input_that_raises_midway_is_heard_after_the_results_before(ordered: bool) -> None:
+async def test_an_error_of_the_input_is_raised_after_the_earlier_results(ordered: bool) -> None:
     async def failing() -> AsyncIterator[Pixels]:
         for number in range(6):
             yield numbered(number)
@@ -247,7 +247,7 @@ async def test_aclose_returns_when_nothing_is_under_way(inference: Brake) -> Non
             await anext(results)
 
 
-async def test_an_error_in_the_loop_is_raised_as_it_is() -> None:
+async def test_an_error_in_the_loop_is_raised_unchanged() -> None:
     async def body(model: ImageEmbeddings) -> None:
         async with model.embed_stream(Counted().plain()) as results:
             async for _ in results:
@@ -313,7 +313,7 @@ async def test_a_load_that_failed_ends_the_stream_with_its_error(tmp_path: objec
         await collect(ImageEmbeddings(TINY_IMAGE).embed_stream([numbered(1)]))
 
 
-async def test_a_handle_that_was_not_entered_has_streams_as_well() -> None:
+async def test_a_handle_that_was_not_entered_has_streams_too() -> None:
     model = ImageEmbeddings(TINY_IMAGE)
     await model.load()
     seen: list[int] = []

@@ -93,12 +93,12 @@ async def run_storms(seeds: range, *, replicas: int = 1) -> list[int]:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-async def test_500_calls_with_cancellations_and_broken_images_all_end_right(replicas: int) -> None:
+async def test_500_calls_with_cancellations_and_broken_images_end_correctly(replicas: int) -> None:
     await run_storms(range(3 - replicas), replicas=replicas)
 
 
 @pytest.mark.slow
-async def test_20_such_storms_leave_no_task_thread_or_memory_behind() -> None:
+async def test_20_such_rounds_leave_no_task_thread_or_memory_behind() -> None:
     memory = await run_storms(range(20))
     assert memory[-1] - memory[4] < 10e6
 

@@ -155,7 +155,7 @@ async def test_a_picture_that_breaks_loses_its_old_vector(
     assert not await index.contains(str(album / "a.png"))
 
 
-async def test_what_cannot_be_read_is_tried_again_and_keeps_what_lies_below(
+async def test_an_unreadable_folder_is_tried_again_and_keeps_its_pictures(
     index: EmbeddingIndex, model: ImageEmbeddings, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root can read everything, so the system's refusal is simulated."""

@@ -33,7 +33,7 @@ needs_linux = pytest.mark.skipif(
 
 
 @needs_linux
-def test_what_computes_is_nicer_than_its_caller(programs: Path, run_code: Run) -> None:
+def test_inference_threads_are_nicer_than_the_caller(programs: Path, run_code: Run) -> None:
     code = """
 program = Program.load(sys.argv[1])
 program.run(np.ones((1, 8), np.float32))

@@ -166,7 +166,7 @@ def test_an_unknown_method_is_refused_and_the_known_ones_are_named(programs: Pat
         Program.load(programs / "two_methods.pte").run(ones(2, 3), ones(2, 3))
 
 
-def test_a_failing_run_raises_the_runtimes_error_and_leaves_the_program_usable(
+def test_a_failing_run_raises_the_runtimes_error_and_the_program_stays_usable(
     programs: Path,
 ) -> None:
     program = Program.load(programs / "lookup.pte")

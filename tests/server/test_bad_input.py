@@ -250,7 +250,7 @@ async def test_unknown_fields_are_ignored_unless_the_server_is_strict(
         assert answer.json()["error"]["param"] == "input_type"
 
 
-async def test_what_an_error_repeats_is_short(client: httpx.AsyncClient) -> None:
+async def test_an_error_quotes_input_in_short(client: httpx.AsyncClient) -> None:
     long = "x y" * 100_000
     for body in ({"input": long}, {"input": "a", "model": long[:500]}, {"input": {long: 1}}):
         answer = await client.post("/v1/embeddings", json=body)
@@ -258,7 +258,7 @@ async def test_what_an_error_repeats_is_short(client: httpx.AsyncClient) -> None
         assert len(answer.content) < 2048
 
 
-async def test_errors_speak_to_http_clients(client: httpx.AsyncClient) -> None:
+async def test_errors_name_no_python_classes_and_no_files(client: httpx.AsyncClient) -> None:
     """No Python names, no places on the server."""
     for body, kind, _, _ in CASES.values():
         headers = {"Content-Type": kind} if kind else {}

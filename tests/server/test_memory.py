@@ -69,7 +69,7 @@ async def test_named_models_are_preloaded() -> None:
         assert (await states(client))["model 0"] == "asleep"
 
 
-async def test_what_is_asked_of_a_model_that_was_never_loaded_is_answered() -> None:
+async def test_requests_about_a_model_that_was_never_loaded_are_answered() -> None:
     async with serving(Models(handles(2), max_memory=2 * _SIZE)) as client:
         wrong = await client.post("/v1/embeddings", json={**BODY, "dimensions": 7})
         assert wrong.json()["error"]["code"] == "dimensions_not_supported"

@@ -88,7 +88,7 @@ async def test_concurrent_callers_each_get_their_own_vector(source: Any, expecte
     assert results.keys() == expected.keys()
 
 
-async def test_cancelled_callers_leave_the_others_and_the_model_unharmed(
+async def test_cancelled_callers_do_not_affect_the_others_or_the_model(
     source: Any, expected: Vectors
 ) -> None:
     finished: list[str] = []

@@ -137,7 +137,7 @@ def test_a_text_of_too_many_characters_is_refused_before_any_work(tokenizer: Tok
 @pytest.mark.parametrize(
     "text", ["cat " * 20_000, "a" * 90_000, " " * 60_000 + "cat", "🐈" * 9_000]
 )
-def test_of_a_long_text_the_beginning_is_enough(tokenizer: Tokenizer, text: str) -> None:
+def test_only_the_beginning_of_a_long_text_is_tokenised(tokenizer: Tokenizer, text: str) -> None:
     whole = tokenizer.encode(text, limit=MAX_CHARACTERS)
     tokens = tokenizer.encode(text, limit=77)
     assert tokens.ids.tolist() == [*whole.ids[:76], whole.ids[-1]][: len(whole.ids)]

@@ -183,7 +183,7 @@ async def test_another_folder_is_chosen(drive: Drive, photos: Path, tmp_path: Pa
         assert app.folder == tmp_path
 
 
-async def test_what_is_not_there_is_said_and_the_app_goes_on(
+async def test_a_missing_file_is_reported_and_the_app_continues(
     drive: Drive, photos: Path, complaints: list[str]
 ) -> None:
     async with drive(photos / "nowhere") as (app, pilot):
@@ -199,7 +199,7 @@ async def test_what_is_not_there_is_said_and_the_app_goes_on(
         assert "not readable" in str(app.query_one("#path", Label).render())
 
 
-async def test_a_drive_that_is_not_mounted_is_said(
+async def test_a_drive_that_is_not_mounted_is_reported(
     drive: Drive, photos: Path, complaints: list[str]
 ) -> None:
     async with drive(photos) as (app, pilot):
@@ -211,7 +211,7 @@ async def test_a_drive_that_is_not_mounted_is_said(
         assert complaints == ["3 pictures are missing: is a drive not mounted?"]
 
 
-async def test_an_index_of_another_space_is_said(
+async def test_an_index_of_another_space_is_reported(
     drive: Drive, photos: Path, index_file: Path, complaints: list[str]
 ) -> None:
     async with EmbeddingIndex(index_file, space=EmbeddingSpace(base="0123456789abcdef")) as index:
@@ -248,7 +248,7 @@ def test_pictures_are_shown_upright(example: Any, tmp_path: Path, stated_in: str
     assert example.open_upright(str(path), (100, 100)).size == (20, 60)
 
 
-def test_an_index_that_cannot_be_opened_is_one_line(
+def test_an_index_that_cannot_be_opened_is_reported_on_one_line(
     example: Any, index_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index_file.write_bytes(b"no database" * 100)
