@@ -129,6 +129,21 @@ def test_getting_started_shows_the_last_checks_of_doctor() -> None:
     assert shown == names[names.index("runtime") :]
 
 
+def test_the_page_of_the_command_shows_what_the_demo_prints() -> None:
+    pytest.importorskip("typer")
+    command = [sys.executable, "-m", "aioembed", "demo"]
+    printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    page = (_DOCS / "command.md").read_text(encoding="utf-8")
+    row = r"(?m)^([a-z]+) .*? (-?\d\.\d\d)(?: +(-?\d\.\d\d))?$"  # in which CPUs differ a little
+    shown, found = re.findall(row, page), re.findall(row, printed)
+    assert [name for name, *_ in shown] == [name for name, *_ in found]
+    assert len(found) == 16
+    for (_, *before), (_, *now) in zip(shown, found, strict=True):
+        assert [float(value or 0) for value in now] == pytest.approx(
+            [float(value or 0) for value in before], abs=0.03
+        )
+
+
 def test_every_script_has_a_section_on_the_page_about_performance() -> None:
     page = (_DOCS / "performance.md").read_text(encoding="utf-8")
     sources = {path.stem: path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
