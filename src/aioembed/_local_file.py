@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import threading
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
+from .download.partial import Record, hash_file, read_record, write_record
 from .errors import ModelFileUnreadable, shorten
 
 __all__ = ["LocalFile"]
@@ -19,7 +16,7 @@ _logger = logging.getLogger("aioembed.handle")
 _FOLDER = ".files"
 
 
-class _Record(BaseModel):
+class _Record(Record):
     """What is known of the file at a path, for as long as inode, size and time are the same.
 
     Attributes:
@@ -68,8 +65,7 @@ class LocalFile:
         record = self._record()
         if record.sha256 is None:
             try:
-                with self.path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hash_file(self.path)
             except OSError as exc:
                 raise self._unreadable(exc) from exc
             if not self._seen().is_same_file(record):  # written to meanwhile
@@ -106,19 +102,16 @@ class LocalFile:
 
     def _read(self, seen: _Record) -> _Record | None:
         try:
-            record = _Record.model_validate_json(self._file(seen).read_bytes())
-        except (OSError, ValidationError):
+            record = read_record(_Record, self._file(seen))
+        except OSError:
             return None
-        return record if record.is_same_file(seen) else None
+        return record if record is not None and record.is_same_file(seen) else None
 
     def _write(self, record: _Record) -> _Record:
         self._known = record
-        file = self._file(record)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary.write_text(record.model_dump_json(), encoding="utf-8")
-            temporary.replace(file)
+            write_record(record, self._file(record))
         except OSError:
             _logger.debug("what is known of %s cannot be kept", shorten(self.path), exc_info=True)
         return record

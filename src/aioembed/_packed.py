@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -27,10 +26,10 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 import anyio
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ._child import python_child
 from ._tasks import BlockingCall
+from .download.partial import Record, read_record, write_record
 from .errors import AioembedError, shorten
 from .options import Verify
 from .runtime import EXECUTORCH_VERSION, Program
@@ -55,7 +54,7 @@ def is_small(program: Path) -> bool:
     return program.stat().st_size < _SMALL
 
 
-class PackedRecord(BaseModel):
+class PackedRecord(Record):
     """What is known of a file of packed weights; it lies beside the file, as JSON.
 
     Attributes:
@@ -69,8 +68,6 @@ class PackedRecord(BaseModel):
         mtime_ns: When the file was written last, as the file system says.
         sha256: Of the file.
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     key: str
     program: str
@@ -218,7 +215,7 @@ class PackedFolder:
 
     def records(self) -> list[PackedRecord]:
         """Return the records of the files that are there, by name. Blocks."""
-        records = (_read_record(path) for path in sorted(self.path.glob("*.json")))
+        records = (read_record(PackedRecord, path) for path in sorted(self.path.glob("*.json")))
         return [record for record in records if record is not None]
 
     def total_size(self) -> int:
@@ -295,7 +292,7 @@ class PackedFolder:
             )
 
     def _is_whole(self, key: str, descriptor: int) -> bool:
-        record = _read_record(self.path / f"{key}.json")
+        record = read_record(PackedRecord, self.path / f"{key}.json")
         status = os.fstat(descriptor)
         if record is None or record.key != key or record.size != status.st_size:
             return False
@@ -360,7 +357,6 @@ def _write(program: Path, folder: Path, record: PackedRecord) -> None:
     for leftover in folder.glob(f"{record.key}.*.tmp"):
         leftover.unlink(missing_ok=True)
     temporary = folder / f"{record.key}.{os.getpid()}.tmp"
-    described = temporary.with_suffix(".json.tmp")
     threads = 1 if record.single_thread else None
     try:
         Program.load(program, threads=threads, packed_weights=temporary).close()
@@ -371,15 +367,10 @@ def _write(program: Path, folder: Path, record: PackedRecord) -> None:
             os.fsync(file.fileno())
             status = os.fstat(file.fileno())
         figures = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
-        with described.open("w", encoding="utf-8") as file:
-            json.dump(record.model_dump() | figures, file)
-            file.flush()
-            os.fsync(file.fileno())
-        described.replace(folder / f"{record.key}.json")
+        write_record(record.model_copy(update=figures), folder / f"{record.key}.json")
         temporary.replace(folder / f"{record.key}.weights")
     finally:
         temporary.unlink(missing_ok=True)
-        described.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -390,13 +381,6 @@ def _locked(path: Path, flags: int = 0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _read_record(path: Path) -> PackedRecord | None:
-    try:
-        return PackedRecord.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
 
 
 def _short_hash(facts: object) -> str:

@@ -371,7 +371,7 @@ def _file_table(files: tuple[CachedFile, ...]) -> Table:
 
 
 def _packed_record(record: PackedRecord) -> dict[str, Any]:
-    return record.model_dump() | {"is_current": record.is_current}
+    return record.model_dump(exclude={"format"}) | {"is_current": record.is_current}
 
 
 def _packed_table(records: list[PackedRecord]) -> Table:
