@@ -11,10 +11,14 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
 from starlette.middleware.base import RequestResponseEndpoint
+from starlette.routing import Mount
 from starlette.types import Message
 
 from aioembed import ImageEmbeddings
+from aioembed.errors import InvalidConfig
+from aioembed.integrations.fastapi import app as embeddings_app
 from aioembed.integrations.fastapi import get_models, lifespan, router
 
 from ..programs import TINY_IMAGE
@@ -97,6 +101,22 @@ async def test_models_are_replaced_by_dependency_overrides() -> None:
             upload = {"input": ("a.png", picture())}
             answer = await client.post("/embed/v1/embeddings", files=upload)
             assert answer.json()["model"] == "other"
+
+
+@pytest.mark.anyio
+async def test_a_starlette_application_mounts_the_application_and_no_router() -> None:
+    model = ImageEmbeddings(TINY_IMAGE)
+    mounted = Starlette(
+        routes=[Mount("/router", router(model)), Mount("/app", embeddings_app(model))],
+        lifespan=lifespan(model, wait=True),
+    )
+    async with mounted.router.lifespan_context(mounted):
+        transport = httpx.ASGITransport(mounted)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            assert (await client.get("/app/readyz")).status_code == 200
+            for path in ("readyz", "v1/models"):
+                with pytest.raises(InvalidConfig, match=r"mount app\(\)"):
+                    await client.get(f"/router/{path}")
 
 
 @pytest.mark.anyio

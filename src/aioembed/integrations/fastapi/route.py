@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import anyio
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
@@ -176,7 +176,16 @@ class EmbeddingRoute(APIRoute):
     image_field: ClassVar[str | None] = None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request.
+
+        Raises:
+            InvalidConfig: The application that answers is not FastAPI's, which the routes need.
+        """
+        if not isinstance(scope.get("app"), FastAPI):
+            raise InvalidConfig(
+                "router() answers in a FastAPI application only, by include_router: "
+                "in any other ASGI application mount app()"
+            )
         exchange = Exchange(self.server, self.shape, _request_id(scope))
         scope["aioembed"] = exchange
         with observed(exchange, scope, self.path):

@@ -116,7 +116,9 @@ def router(
     strict: bool = False,
     metrics: Metrics | None = None,
 ) -> APIRouter:
-    """Return the server's routes, for `include_router`.
+    """Return the server's routes, for `include_router` of a FastAPI application.
+
+    Any other application mounts `app`: in it, these routes raise InvalidConfig at each request.
 
     Args:
         models: As for `lifespan`, which loads them.
