@@ -29,6 +29,11 @@ def test_a_program_without_preprocessing_works_with_the_option(
     assert invoke("index", tmp_path, *index, *said).exit_code == 0
     found = invoke("search", pictures[0], *index, *said, "--format", "paths")
     assert Path(found.stdout.splitlines()[0]).absolute() == pictures[0]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    query = pictures[0].rename(outside / "query.png")
+    assert invoke("search", query, *index, "--format", "paths").stdout  # both are remembered
+    assert invoke("index", tmp_path, *index).exit_code == 0
     other = invoke("index", tmp_path, *index, *model, "--preprocessing", "rne")
     assert other.exit_code == 7
 

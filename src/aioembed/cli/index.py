@@ -215,14 +215,11 @@ class _Run:
             folders = self._folders or [Path(path) for path in info.folders]
             if not folders:
                 raise usage_error("name a folder: nothing was indexed before")
-            pictures = ImageEmbeddings(
-                model or info.model or DEFAULT_MODEL,
-                preprocessing=preprocessing,
-                threads=threads,
-                source_policy=image_policy(max_pixels),
-            )
+            pictures = _image_model(info, model, preprocessing, threads, max_pixels)
             with self._following(pictures) as on_progress:
                 async with pictures:
+                    if preprocessing is not None:
+                        await opened.use_preprocessing(pictures)
                     for folder in folders:
                         if not _exists(str(folder)) and await opened.keys_below(folder):
                             raise FileReadFailed(
@@ -457,12 +454,7 @@ async def _search(
             if stored is not None:
                 return await opened.search(stored, k, min_similarity=min_similarity)
             (picture,) = named_images([query])
-            pictures = ImageEmbeddings(
-                model or info.model or DEFAULT_MODEL,
-                preprocessing=preprocessing,
-                threads=threads,
-                source_policy=image_policy(),
-            )
+            pictures = _image_model(info, model, preprocessing, threads)
             return await _search_with(opened, pictures, picture.image, k, min_similarity)
         if words_model is None:
             made_by = f"model, {info.model.name}," if info.model else "model"
@@ -496,6 +488,22 @@ async def _remember(opened: EmbeddingIndex, words: TextEmbeddings) -> None:
             await opened.use_text_model(words)
     except IndexFileError as error:  # it can be searched, not written
         warn(f"the text model is not remembered: {error}")
+
+
+def _image_model(
+    info: IndexInfo,
+    model: str | None,
+    preprocessing: str | None,
+    threads: int | None,
+    max_pixels: int | None = None,
+) -> ImageEmbeddings:
+    """Return the model that was named, or the index's with the preprocessing it was given."""
+    return ImageEmbeddings(
+        model or info.model or DEFAULT_MODEL,
+        preprocessing=preprocessing or (info.preprocessing if model is None else None),
+        threads=threads,
+        source_policy=image_policy(max_pixels),
+    )
 
 
 def _text_model_of(model: ModelSpec | None) -> ModelSpec | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import IndexDamaged, IndexFileError, IndexLocked, shorten
-from ..models import EmbeddingSpace, ModelSpec
+from ..models import EmbeddingSpace, ModelSpec, Preprocessing
 from .sketch import Basis, unit
 
 __all__ = ["About", "Database", "FileRecord", "Hit"]
@@ -61,6 +61,8 @@ class About(BaseModel):
         dim: Values each.
         model: Made them; None where a program added them.
         text_model: Embeds words in the same space; None where none was named.
+        preprocessing: Given with the model, which does not say it or says another; None where
+            none was given.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
@@ -69,6 +71,7 @@ class About(BaseModel):
     dim: int
     model: ModelSpec | None = None
     text_model: ModelSpec | None = None
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +191,12 @@ class Database:
             self._connection.execute("INSERT INTO about VALUES (?)", (found.model_dump_json(),))
             return found
 
-    def remember_text_model(self, model: ModelSpec) -> None:
-        """Keep which text model finds the vectors."""
+    def remember(self, **news: ModelSpec | Preprocessing) -> None:
+        """Keep fields of `About`, where it is known of what space the vectors are."""
         with self._transaction():
             found = self.about()
-            if found is not None and found.text_model != model:
-                document = found.model_copy(update={"text_model": model}).model_dump_json()
+            if found is not None and (changed := found.model_copy(update=news)) != found:
+                document = changed.model_dump_json()
                 self._connection.execute("UPDATE about SET document = ?", (document,))
 
     def size_bytes(self) -> int:

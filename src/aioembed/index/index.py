@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..handle import EmbeddingHandle
 from ..image import ImageEmbeddings
-from ..models import EmbeddingSpace, ModelSpec
+from ..models import EmbeddingSpace, ModelSpec, Preprocessing
 from ..text import TextEmbeddings
 from .database import About, Database, Hit
 from .folder import FolderSync, OnProgress, SyncReport, is_unchanged
@@ -55,6 +55,8 @@ class IndexInfo:
         embedding_dim: Values per vector, None before the first.
         model: Made the vectors; None where a program added them.
         text_model: Finds them by words; None where none was named.
+        preprocessing: For `ImageEmbeddings(info.model, preprocessing=...)`; None where none was
+            given.
         folders: Those that were synced, and the patterns that each leaves out.
     """
 
@@ -65,6 +67,7 @@ class IndexInfo:
     embedding_dim: int | None
     model: ModelSpec | None
     text_model: ModelSpec | None
+    preprocessing: Preprocessing | None
     folders: dict[str, tuple[str, ...]]
 
 
@@ -164,7 +167,21 @@ class EmbeddingIndex:
         await model.load()
         await self._look_again()
         self._check_searchable(model.space, model.spec.name)
-        await self._run(partial(Database.remember_text_model, model=model.spec))
+        await self._run(partial(Database.remember, text_model=model.spec))
+
+    async def use_preprocessing(self, model: ImageEmbeddings) -> None:
+        """Remember the preprocessing that was given to the index's model, for later handles of it.
+
+        Args:
+            model: Made with `preprocessing=`; loaded if it is not.
+
+        Raises:
+            IncompatibleSpaces: Its vectors do not compare with the index's.
+            IndexFileError: The file cannot be written.
+        """
+        await model.load()
+        await self._adopt(About(space=model.space, dim=model.embedding_dim, model=model.spec))
+        await self._run(partial(Database.remember, preprocessing=model.preprocessing))
 
     # --- vectors
 
@@ -443,6 +460,7 @@ class EmbeddingIndex:
             embedding_dim=about.dim if about else None,
             model=about.model if about else None,
             text_model=about.text_model if about else None,
+            preprocessing=about.preprocessing if about else None,
             folders={path: tuple(exclude) for path, exclude in database.folders().items()},
         )
 
