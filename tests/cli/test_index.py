@@ -16,8 +16,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from aioembed import EmbeddingSpace, ImageEmbeddings
-from aioembed.cli.index import IndexFormat, _line_writer, _Run
+from aioembed import EmbeddingSpace
+from aioembed.cli.index import _line_writer
 from aioembed.index import EmbeddingIndex, SyncReport, database
 
 from ..programs import TINY_IMAGE_PROGRAM
@@ -330,9 +330,31 @@ def test_results_fit_a_narrow_terminal(
     assert all(len(line) <= 40 for line in lines if "long-" not in line)
 
 
-def test_an_interrupted_index_says_what_is_kept() -> None:
-    run = _Run(None, None, None, IndexFormat.TABLE, prune=False)
-    assert "before anything" in run.describe_interruption()
-    with run._following(ImageEmbeddings()) as follow:
-        follow(SyncReport(total=2000, embedded=1200, is_scanning=False))
-    assert "1,200 of 2,000 pictures are indexed and kept" in run.describe_interruption()
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (SyncReport(), "before anything"),
+        (
+            SyncReport(total=2000, embedded=1200, is_scanning=False),
+            "1,200 of 2,000 pictures are indexed and kept",
+        ),
+    ],
+)
+def test_an_interrupted_index_says_what_is_kept(
+    invoke: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    report: SyncReport,
+    said: str,
+) -> None:
+    async def interrupted(
+        *_arguments: object, on_progress: Callable[[SyncReport], object], **_options: object
+    ) -> SyncReport:
+        on_progress(report)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmbeddingIndex, "sync", interrupted)
+    result = invoke("index", tmp_path, "--index", tmp_path / "album.db")
+    assert result.exit_code == 130
+    assert said in result.stderr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 import httpx
 import pytest
 
-from aioembed.download import Cache, Fetcher, FetchLimits, Resource, http
+from aioembed.download import Cache, Fetcher, FetchLimits, Resource
 from aioembed.download.hub import Hub
 from aioembed.errors import (
     DownloadFailed,
@@ -143,13 +144,13 @@ class TestAnswers:
     async def test_plain_http_beyond_loopback_is_allowed_and_warned_about_once(
         self, cache: Cache, caplog: pytest.LogCaptureFixture
     ) -> None:
-        http._warned_hosts.clear()
+        host = f"{uuid.uuid4().hex}.example"  # of which nothing was said in this process
         transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"model"))
         async with httpx.AsyncClient(transport=transport) as client:
             fetcher = Fetcher(cache, http_client=client)
             with caplog.at_level(logging.WARNING, "aioembed.download"):
                 for name in "ab":
-                    await fetcher.fetch([Resource(f"http://host.example/{name}.pte")])
+                    await fetcher.fetch([Resource(f"http://{host}/{name}.pte")])
         assert caplog.text.count("without encryption") == 1
 
     async def test_plain_http_on_loopback_is_not_warned_about(

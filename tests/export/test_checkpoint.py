@@ -16,9 +16,8 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from aioembed.errors import CheckpointError, DiskFull, ExportError, InvalidConfig  # noqa: E402
-from aioembed.export import ExportOptions, export_model, program  # noqa: E402
+from aioembed.export import ExportOptions, export_model  # noqa: E402
 from aioembed.export.checkpoint import Checkpoint, locate  # noqa: E402
-from aioembed.export.lowering import Delegation, Lowered  # noqa: E402
 
 from .checkpoints import TINY_VISION, rewrite, save_tiny  # noqa: E402
 from .conftest import Checkpoints  # noqa: E402
@@ -309,10 +308,13 @@ def test_a_missing_output_folder_is_noticed_before_the_work(tmp_path: Path) -> N
         export_model("never/read", tmp_path / "no" / "image.pte", ExportOptions(tower="image"))
 
 
-def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lowered = Lowered([b"x" * 400, b"x" * 600], Delegation(1, ()))
+def test_a_full_disk_leaves_no_file(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=999)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    folder = tmp_path / "programs"
+    folder.mkdir()
     with pytest.raises(DiskFull, match="make space"):
-        program._write(lowered, tmp_path / "image.pte")
-    assert list(tmp_path.iterdir()) == []
+        export_model(tiny_clip, folder / "image.pte", ExportOptions(tower="image"))
+    assert list(folder.iterdir()) == []

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,9 +17,11 @@ for _package in ("fastapi", "granian", "prometheus_client", "typer"):
     pytest.importorskip(_package)
 pytest.importorskip("python_multipart")
 
+from fastapi import FastAPI
 from starlette.types import Scope
 
 from aioembed import ImageEmbeddings
+from aioembed.handle import EmbeddingHandle
 from aioembed.integrations.fastapi import Models, ModelsArgument, app
 
 from ..handle.conftest import Brake, inference
@@ -45,9 +48,19 @@ async def serving(models: ModelsArgument, **options: object) -> AsyncIterator[ht
     load = options.pop("load", True)
     served = Models.of(models)
     application = app(served, **options)  # type: ignore[arg-type]
+    handles = [one.handle for one in served] if load else []
+    async with running(application, *handles) as client:
+        yield client
+
+
+@asynccontextmanager
+async def running(
+    application: FastAPI, *handles: EmbeddingHandle[Any]
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an application in this process, these handles of it loaded."""
     async with application.router.lifespan_context(application):
-        for one in served if load else ():
-            await one.handle.load()
+        for handle in handles:
+            await handle.load()
         transport = httpx.ASGITransport(application, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             yield client

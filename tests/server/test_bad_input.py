@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
 
 import anyio
 import httpx
@@ -16,7 +15,7 @@ from aioembed.errors import InvalidConfig
 from aioembed.integrations.fastapi import ServerLimits, app, lifespan, router
 
 from ..programs import TINY_IMAGE
-from .conftest import picture, post_scope, serving
+from .conftest import picture, post_scope, running, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -179,8 +178,8 @@ async def test_all_bodies_together_are_bounded_and_small_ones_keep_a_share(
 ) -> None:
     """Large bodies that never end leave room for a request that is small."""
     limits = ServerLimits(max_body_bytes=4 << 20, max_total_body_bytes=16 << 20, body_timeout=60.0)
-    async with serving(tiny, limits=limits) as client:
-        transport: Any = client._transport
+    application = app(tiny, limits=limits)
+    async with running(application, tiny) as client:
         statuses: list[int] = []
 
         async def stalls() -> Message:
@@ -193,7 +192,7 @@ async def test_all_bodies_together_are_bounded_and_small_ones_keep_a_share(
         async with anyio.create_task_group() as group:
             for _ in range(8):
                 scope = post_scope(**{"content-length": str(4 << 20)})
-                group.start_soon(transport.app, scope, stalls, send)
+                group.start_soon(application, scope, stalls, send)
             await anyio.wait_all_tasks_blocked()
             assert statuses == [429, 0] * 5
             healthy = await client.post("/v1/embeddings", json={"input": ENCODED})
@@ -219,8 +218,8 @@ async def test_a_body_of_unknown_length_counts_as_it_arrives(tiny: ImageEmbeddin
 
 
 async def test_requests_in_flight_are_bounded(tiny: ImageEmbeddings) -> None:
-    async with serving(tiny, limits=ServerLimits(max_requests=1)) as client:
-        transport: Any = client._transport
+    application = app(tiny, limits=ServerLimits(max_requests=1))
+    async with running(application, tiny) as client:
 
         async def stalls() -> Message:
             await anyio.sleep_forever()
@@ -230,7 +229,7 @@ async def test_requests_in_flight_are_bounded(tiny: ImageEmbeddings) -> None:
             raise AssertionError
 
         async with anyio.create_task_group() as group:
-            group.start_soon(transport.app, post_scope(), stalls, send)
+            group.start_soon(application, post_scope(), stalls, send)
             await anyio.wait_all_tasks_blocked()
             refused = await client.post("/v1/embeddings", json={"input": ENCODED})
             assert refused.status_code == 429
