@@ -1,4 +1,4 @@
-"""What has to hold, as sessions: `nox -l` lists them, `nox -s lint types` runs two.
+"""The checks of this project: `nox -l` lists them, `nox -s lint types` runs two.
 
 `.ci/run` runs `lint`, `types` and `docs` with `--no-venv` in its own environment, and `wheel`,
 `sanitizers` and `no_extras` as they are. The other Pythons and each extra alone are for before a
@@ -78,7 +78,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def no_extras(session: nox.Session) -> None:
-    """The base install alone: what needs an extra is skipped, and the handle works."""
+    """The base install: tests that need an extra are skipped, and the handle works."""
     _install(session)
     elsewhere = [f"--ignore-glob=tests/{name}" for name in NEED_NO_EXTRAS]
     session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or ["tests", *elsewhere]))
@@ -86,7 +86,7 @@ def no_extras(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The lowest versions that pyproject.toml allows, with what uses them most."""
+    """The lowest versions that pyproject.toml allows, with the tests that use them most."""
     session.install("--upgrade", "pip", "uv")
     versions = Path(session.create_tmp(), "lowest.txt").resolve()
     extras = [f"--extra={name}" for name in LOWEST_EXTRAS]
@@ -137,7 +137,7 @@ def types(session: nox.Session) -> None:
 
 
 def _verify_public_types(session: nox.Session, command: list[str]) -> None:
-    """Fail where pyright cannot tell the type of something public.
+    """Fail if pyright cannot infer the type of a public symbol.
 
     The modules of `aioembed.export` and `aioembed.cli` are public as commands, not as Python.
     """
@@ -161,7 +161,7 @@ def _verify_public_types(session: nox.Session, command: list[str]) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The pages, built strictly, their links followed."""
+    """The pages are built strictly, and their links are checked."""
     if session.venv_backend != "none":
         _install(session, EVERYTHING, ("test", "docs"))
     session.run(
@@ -194,7 +194,7 @@ def sanitizers(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The wheel as it is published: tagged, checked, its size told, run where nothing else is."""
+    """Tag and check the wheel as it is published, print its size, and run it alone."""
     built = _wheel(session)
     session.install("--upgrade", "pip")
     session.install("--group", "wheel")

@@ -1,9 +1,9 @@
-"""Looks through the built pages for what a reader without a network would miss.
+"""Check that the built pages are complete without a network.
 
     python docs/site/check_offline.py build/docs
 
-Every link and every picture of a page must lead to a file that is there, and its anchor to an
-element; nothing that a browser loads by itself may lie elsewhere. Exits with 1 otherwise.
+Every link and image must lead to an existing file, and every anchor to an element; a browser may
+load nothing from elsewhere. Exits with 1 otherwise.
 """
 
 from __future__ import annotations

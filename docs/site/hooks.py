@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond its configuration: pages from elsewhere, and the drawn states."""
+"""Hooks of mkdocs: pages from outside this folder, and the diagram of the states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Draw the states, leave out what only the tests read, and point links at the copies."""
+    """Draw the states, remove comments for the tests, and point links at the copies."""
     markdown = _DIAGRAM.sub(lambda _: draw(standalone=False), markdown)
     markdown = _HIDDEN.sub("", markdown)
     for name, source in _PAGES.items():
