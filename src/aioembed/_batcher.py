@@ -51,7 +51,7 @@ class Batcher(Generic[W, T, R]):
         max_batch: Most items in one batch.
         max_wait: Seconds that an item may wait for others to fill its batch; at 0 a batch is
             what waits already when a worker is free.
-        clock: Tells seconds.
+        clock: Returns seconds.
         on_running: Receives the number of running batches whenever it changes.
         is_lost: Whether an error means that the worker can never run again. It is not used any
             more then; after the last one, what waits and what comes fails with that error.

@@ -83,7 +83,7 @@ class LoadedModel:
 
     Attributes:
         programs: Copies of the program: as many batches at the same time as there are.
-        contract: What it takes and gives.
+        contract: Its inputs and outputs.
         text: Makes the inputs of a text program; None for images.
         packed: The files of packed weights that the copies map, if any.
         wakes_quickly: Whether loading it again takes milliseconds.

@@ -1,4 +1,4 @@
-"""What an image program takes and gives, where it does not say so: presets, files beside it."""
+"""The preprocessing and output of an image program without metadata: presets, files beside it."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _fitted(preset: Preprocessing, forward: MethodInfo) -> Preprocessing:
     shape = info.shape[-3:]
     height, width = shape[1:] if layout == "nchw" else shape[:2]
     if info.dtype != "float32" or len(info.shape) not in {3, 4} or _CHANNELS not in shape:
-        raise WrongDimensions(f"the program takes {info}, which is no float32 image")
+        raise WrongDimensions(f"the program takes {info}, which is not a float32 image")
     edge = preset.shortest_edge
     if edge is not None:
         edge = round(edge * min(height, width) / min(preset.height, preset.width))

@@ -1,4 +1,4 @@
-"""What a loaded program takes and gives, put together from the program, its spec and options."""
+"""The contract of a loaded program, put together from the program, its spec and options."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelContract:
-    """What a loaded program takes and gives.
+    """The inputs and outputs of a loaded program.
 
     Attributes:
         modality: What it embeds.

@@ -256,7 +256,7 @@ def _pass_on(error: KeyboardInterrupt | SystemExit) -> None:
 
 
 async def run_in_thread(function: Callable[[], R], *, limiter: CapacityLimiter | None = None) -> R:
-    """Run a function in a worker thread; cancelling releases the caller at once.
+    """Run a function in a worker thread; cancelling releases the caller immediately.
 
     A function that has not begun then never does. One that has begun runs to its end, keeps its
     place in the limiter until then, and its result is dropped.
@@ -330,7 +330,7 @@ class BlockingCall(Generic[R]):
             raise
 
     async def run_releasing(self, limiter: CapacityLimiter | None = None) -> R:
-        """Like `run`, but a cancelled caller is released at once, whatever the thread does.
+        """Like `run`, but a cancelled caller is released immediately, whatever the thread does.
 
         Args:
             limiter: As for `run`; a function that has begun keeps its place to its end.

@@ -48,7 +48,7 @@ class TextInputs:
 
         Args:
             program: The loaded program.
-            contract: What it takes and gives.
+            contract: Its inputs and outputs.
             spec: What is known of it from outside.
             path: Of its `tokenizer.json`, where one is known.
 

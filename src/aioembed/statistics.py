@@ -109,7 +109,7 @@ class Stopwatch:
         leads: Whether it counts for its batch.
 
     Args:
-        clock: Tells seconds.
+        clock: Returns seconds.
     """
 
     __slots__ = ("_began", "_clock", "batch_size", "leads", "seconds")
@@ -186,7 +186,7 @@ class CallRecorder:
     """Keeps the figures of all calls of one handle. It belongs to one event loop's thread.
 
     Args:
-        clock: Tells seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

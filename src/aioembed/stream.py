@@ -339,6 +339,6 @@ async def _iterated(items: Items[Any]) -> AsyncGenerator[Any, None]:
 def _pair(item: object, place: int) -> tuple[Any, Any]:
     if not isinstance(item, tuple) or len(item) != _PAIR:
         raise InvalidUserInput(
-            f"item {place} of the stream is no (key, item) pair, which keyed=True asks for"
+            f"item {place} of the stream is not a (key, item) pair, which keyed=True requires"
         )
     return item

@@ -76,7 +76,7 @@ class _EmbeddedLabels:
 
 
 class ZeroShotClassifier:
-    """Tells which of some labels fits an image, by a model's image and text towers.
+    """Classifies an image by labels, with a model's image and text towers.
 
     The labels' embeddings are made in the first call and kept. As in the CLIP paper (Radford et
     al., 2021, section 3.1.4), a label's embedding is the mean over its prompts' embeddings,

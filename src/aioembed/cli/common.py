@@ -229,7 +229,7 @@ PreprocessingOption = Annotated[
     typer.Option(
         "--preprocessing",
         metavar="rne|rne-0.10.6|clip|imagenet|FILE.json",
-        help="What pixels the model's program takes, where it does not say so.",
+        help="Preprocessing of the images, if the model file does not state it.",
         show_default=False,
     ),
 ]
@@ -347,7 +347,7 @@ def result_writer(output: Path | None) -> Iterator[Callable[[bytes], None]]:
 
 
 class _WriteFailed(Exception):
-    """The system's words for why results cannot be written."""
+    """Results cannot be written; its text is the system's reason."""
 
 
 def _write_to_stdout(part: bytes) -> None:
@@ -365,7 +365,7 @@ def _write_to(file: BinaryIO, part: bytes) -> None:
 
 
 def discard_stdout() -> None:
-    """Let what is still buffered not fail once more when the interpreter ends."""
+    """Discard what is still buffered, so that writing it does not fail again at the exit."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""`aioembed demo`: a model's life as it happens, and what its vectors can tell apart."""
+"""`aioembed demo`: a model's states as they change, and what its vectors find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aioembed describe`: what a program takes and gives, and what is missing to use it."""
+"""`aioembed describe`: a model file's inputs and outputs, and what is missing to use it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def describe(
     ] = "text",
     debug: DebugOption = False,
 ) -> None:
-    """Print what a .pte program takes and gives.
+    """Print the inputs, outputs and preprocessing of a .pte program.
 
     A program of unknown origin is first tried in its own process.
     """

@@ -1,4 +1,4 @@
-"""`aioembed doctor`: what this installation and this machine have, and what is wrong, in words."""
+"""`aioembed doctor`: checks of this installation and this machine, with advice."""
 
 from __future__ import annotations
 

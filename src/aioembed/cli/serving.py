@@ -301,7 +301,7 @@ class _Application:
         return made
 
     async def _watch_lifeline(self, made: FastAPI) -> None:
-        """Stop when the supervisor stops, or is no more."""
+        """Stop when the supervisor stops or has died."""
         from aioembed.integrations.fastapi import stop  # noqa: PLC0415
 
         await anyio.wait_readable(self._lifeline.fileno())

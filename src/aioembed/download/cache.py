@@ -186,7 +186,7 @@ class CachedFile:
 
 
 class Sidecar(Record):
-    """What is known of a file in the cache; `mtime_ns` with `size` tells cheaply if it changed."""
+    """What is known of a file in the cache; `mtime_ns` with `size` shows cheaply if it changed."""
 
     url: Annotated[str, AfterValidator(lambda url: str(parse_url(url)))]
     file: str = Field(pattern="^[^/]+$")

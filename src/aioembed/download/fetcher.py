@@ -156,8 +156,8 @@ async def _share(
 ) -> CachedFile:
     """Return what `work` returns, or what the transfer under way for `key` does.
 
-    It runs as long as anyone waits for it. A failure reaches everyone who waited; whoever comes
-    later tries again.
+    It runs as long as anyone waits for it. A failure reaches every caller that waited; a later
+    call tries again.
 
     Args:
         key: What is fetched.

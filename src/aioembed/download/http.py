@@ -139,7 +139,7 @@ class _Plan:
     Attributes:
         action: `append` the body, `restart` with the body, `discard` what is here and ask again
             for everything, or take it as `complete`.
-        total: Bytes of the complete file, where the answer tells.
+        total: Bytes of the complete file, where the answer states it.
     """
 
     action: Literal["append", "restart", "discard", "complete"]

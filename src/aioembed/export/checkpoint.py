@@ -54,7 +54,7 @@ _Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose tensors are all there, in the shapes that its config tells.
+    """A checkpoint whose tensors are all there, in the shapes that its config states.
 
     Attributes:
         folder: Where it lies.
@@ -83,7 +83,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: A file is missing or unreadable, the model is of no known family, or
-                tensors are missing, unknown, or of another shape than the config tells.
+                tensors are missing, unknown, or of another shape than the config states.
             MissingExtra: torch, transformers or safetensors is not installed.
         """
         family, vision, text = read_family(folder)

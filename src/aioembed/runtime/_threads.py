@@ -77,7 +77,7 @@ class _Pool:
             if not _native.resize_pool(wanted, niceness=NICENESS):
                 raise InvalidConfig(
                     f"no pool of {wanted} threads can be made: set a lower count, and see that "
-                    "/proc/cpuinfo can be read; `aioembed doctor` tells more"
+                    "/proc/cpuinfo can be read; see `aioembed doctor`"
                 )
             self._in_use = True
 

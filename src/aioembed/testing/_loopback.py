@@ -69,7 +69,7 @@ class Reply:
 
 
 def file_reply(request: Request, content: bytes, *, etag: str | None = None) -> Reply:
-    """Answer for a file as RFC 9110 has it: whole, a range of it, or 416.
+    """Answer for a file as RFC 9110 says: complete, a range of it, or 416.
 
     Args:
         request: May carry Range and If-Range.

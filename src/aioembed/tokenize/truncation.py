@@ -23,7 +23,7 @@ def report_truncation(
     """Warn of a text that was cut, or refuse it.
 
     Args:
-        text: The whole text.
+        text: The complete text.
         count: Its tokens, special ones included.
         limit: Most tokens that the model reads, special ones included.
         truncate: What to do.

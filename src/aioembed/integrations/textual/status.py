@@ -195,7 +195,7 @@ class ModelStatus(Widget, can_focus=True):
         )
 
     def _follow(self) -> None:
-        """Show another status at once; figures wait for the next frame."""
+        """Show another status immediately; figures wait for the next frame."""
         state = self._model.state
         if not (self.state.is_ready and state.is_ready) and (
             state.status is not self.state.status or state.error is not self.state.error
