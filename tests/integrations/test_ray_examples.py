@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from .conftest import run_with_ray
 
 pytest.importorskip("ray.data")
-pytest.importorskip("pyarrow")
+dataset = pytest.importorskip("pyarrow.dataset")
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +19,18 @@ def test_a_folder_becomes_parquet_files() -> None:
     printed = run_with_ray(_ROOT / "examples" / "ray_dataset.py", "demo")
     assert "200 rows, 1 without a vector" in printed
     assert "ImageDecodeError: " in printed
+
+
+def test_a_folder_is_named_on_the_command_line(tmp_path: Path) -> None:
+    folder, output = tmp_path / "images", tmp_path / "vectors"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 40, 0)).save(folder / f"{number}.png")
+    program = _ROOT / "examples" / "ray_dataset.py"
+    run_with_ray(program, "embed", folder, output, "--actors", "2")
+    rows = dataset.dataset(output).to_table().to_pylist()
+    assert sorted(Path(row["path"]).name for row in rows) == ["0.png", "1.png", "2.png"]
+    assert {len(row["embedding"]) for row in rows} == {1280}
 
 
 def test_a_deployment_answers() -> None:
