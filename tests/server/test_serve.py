@@ -149,6 +149,13 @@ def test_a_killed_worker_is_replaced_and_ends_with_its_parent(start_server: Star
         get(f"{server.url}/healthz")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's arenas")
+def test_workers_have_few_arenas_to_leave_memory_in(server: Server) -> None:
+    (worker,) = workers_of(server)
+    environment = pytest.importorskip("psutil").Process(worker).environ()
+    assert environment["MALLOC_ARENA_MAX"] == "2"
+
+
 def test_a_head_that_does_not_come_closes_the_connection(server: Server) -> None:
     with connect(server) as slow, connect(server) as silent:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
