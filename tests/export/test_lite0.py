@@ -148,7 +148,7 @@ def test_the_shipped_program_can_be_rebuilt_and_is_judged(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(lite0, "build", lambda: built)
+    monkeypatch.setattr(lite0, "build", lambda _precision: built)
     assert lite0.main(["--check"]) == 0
     capsys.readouterr()
     assert lite0.main(["--out", str(tmp_path / "again.pte")]) == 0
@@ -163,7 +163,7 @@ def test_the_shipped_program_can_be_rebuilt_and_is_judged(
 def test_another_program_is_found_to_differ(
     lite0: ModuleType, built: Lowered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lite0, "build", lambda: built)
+    monkeypatch.setattr(lite0, "build", lambda _precision: built)
     weights = built.parts[-1]
     parts = (*built.parts[:-1], weights[: len(weights) // 2] + bytes(len(weights) // 2))
     Lowered(parts, built.delegation).write(tmp_path / "other.pte")
