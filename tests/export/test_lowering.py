@@ -85,6 +85,24 @@ def test_int8_programs_stay_close_to_fp32(linear: torch.nn.Module, tmp_path: Pat
 
 
 @pytest.mark.export
+def test_depthwise_convolutions_stay_fp32_in_an_int8_program(
+    linear: torch.nn.Module, tmp_path: Path
+) -> None:
+    import torch
+
+    convolution = torch.nn.Conv2d(8, 8, 3, groups=8).eval()
+    picture = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "depthwise.pte"
+    lower(convolution, (picture,), precision="int8").write(path)
+
+    program = Program.load(path)
+    (output,) = program.run(picture.numpy())
+    program.close()
+
+    np.testing.assert_allclose(output, convolution(picture).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.export
 def test_operators_that_xnnpack_does_not_take_are_listed() -> None:
     pytest.importorskip("torch")
     import torch

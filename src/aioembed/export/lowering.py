@@ -92,7 +92,7 @@ def lower(
         constant_methods: Further constant methods: int, float, bool, str, list or tensor by name.
         dynamic_shapes: As `torch.export.export` takes them; static where None.
         precision: `int8` quantises linears and convolutions: weights per channel, activations
-            dynamically. XNNPACK cannot run such a depthwise convolution: exempt those.
+            dynamically. Depthwise convolutions stay float32, as XNNPACK's quantiser leaves them.
         exempt: Names of linears and convolutions of the module that stay float32 even then.
 
     Returns:
