@@ -276,6 +276,16 @@ def test_an_extra_that_is_there_in_part_is_noted(monkeypatch: pytest.MonkeyPatch
     assert "no-such-package missing" in checks["extra both"].found
 
 
+def test_an_extra_that_needs_another_one_is_not_there_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    required = ['aioembed[cli]; extra == "both"', 'no-such-package>=2.0; extra == "both"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
+    checks = {check.name: check for check in doctor.install_checks()}
+    assert checks["extra both"].verdict == "ok"
+    assert checks["extra both"].found == "not installed (no-such-package)"
+
+
 def test_a_missing_requirement_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda _: ["no-such-package>=1"])
     checks = {check.name: check for check in doctor.install_checks()}

@@ -118,7 +118,8 @@ def _requirements() -> dict[str, list[str]]:
     except metadata.PackageNotFoundError:
         return wanted
     for requirement in requirements:
-        if match := _REQUIREMENT.match(requirement):
+        match = _REQUIREMENT.match(requirement)
+        if match and match[1] != "aioembed":  # an extra may need another one
             wanted[match[2] or ""].append(match[1])
     return wanted
 
