@@ -74,6 +74,7 @@ _AS_PEOPLE_SAY: Mapping[str, str] = {
 }
 
 _DIB_HEADER, _TGA_HEADER, _WEBP_HEADER = 16, 18, 30
+_DIB_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _BIG_TIFF = 43
 
 _MOST_READS = 65_536
@@ -111,7 +112,7 @@ def image_format(data: bytes, policy: SourcePolicy) -> ImageFormat:
         ImageDecodeError: Not an image at all.
     """
     name = _by_signature(data)
-    if name is None and not _is_unsupported(data):
+    if name is None and _unsupported_name(data) is None:
         # Weak signatures, that anything may begin with, count only where they are allowed.
         name = next((weak for weak in _by_fields(data) if weak in policy.formats), None)
     if name is None:
@@ -149,15 +150,7 @@ def _by_fields(data: bytes) -> list[ImageFormat]:
     fit: list[ImageFormat] = []
     if data[:1] == b"\x0a" and data[1:2] in (b"\0", b"\2", b"\3", b"\5"):
         fit.append("PCX")
-    if len(data) >= _DIB_HEADER and int.from_bytes(data[:4], "little") in (
-        12,
-        40,
-        52,
-        56,
-        64,
-        108,
-        124,
-    ):
+    if len(data) >= _DIB_HEADER and int.from_bytes(data[:4], "little") in _DIB_HEADER_SIZES:
         fit.append("DIB")
     is_tga = (
         len(data) >= _TGA_HEADER
@@ -170,10 +163,6 @@ def _by_fields(data: bytes) -> list[ImageFormat]:
     if is_tga:
         fit.append("TGA")
     return fit
-
-
-def _is_unsupported(data: bytes) -> bool:
-    return _unsupported_name(data) is not None
 
 
 def _unsupported_name(data: bytes) -> str | None:
