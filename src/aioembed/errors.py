@@ -131,11 +131,11 @@ __all__ = [
 _SHOWN_CHARACTERS = 80
 
 
-def shorten(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
-    """Return `value` quoted for a message, its middle left out beyond `limit` characters."""
-    text = value if isinstance(value, str) else str(value)
-    if len(text) > limit:
-        half = limit // 2
+def shorten(value: object) -> str:
+    """Return `value` quoted for a message, its middle left out beyond 80 characters."""
+    text = str(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        half = _SHOWN_CHARACTERS // 2
         text = f"{text[:half]}…{text[-half:]}"
     return repr(text)
 

@@ -339,8 +339,6 @@ def result_writer(output: Path | None) -> Iterator[Callable[[bytes], None]]:
             with unfinished.open("wb") as file:
                 yield partial(_write_to, file)
             unfinished.replace(output)
-    except BrokenPipeError:
-        raise
     except _WriteFailed as exc:
         discard_stdout()
         raise unwritable(output or Path("stdout"), str(exc)) from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -50,19 +50,15 @@ class StateLog:
 
     Args:
         model: The handle to follow until it is closed.
-        clock: Returns seconds.
 
     Attributes:
         subject: What is being embedded, printed behind the states of that.
     """
 
-    def __init__(
-        self, model: ImageEmbeddings, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, model: ImageEmbeddings) -> None:
         self.subject = ""
         self._model = model
-        self._clock = clock
-        self._began = clock()
+        self._began = time.perf_counter()
         self._status = model.state.status
         self._generating_since = self._began
         self._changes: int | None = None
@@ -72,11 +68,12 @@ class StateLog:
     @contextmanager
     def together(self, subject: str) -> Iterator[None]:
         """Count the changes in the body instead of printing them, then print one line."""
-        began = self._clock()
+        began = time.perf_counter()
         self._changes = 0
         yield
-        seconds, changes, self._changes = self._clock() - began, self._changes, None
-        self._print(f"{subject}: {changes} changes of state in {seconds * 1000:.0f} ms")
+        milliseconds = (time.perf_counter() - began) * 1000
+        changes, self._changes = self._changes, None
+        self._print(f"{subject}: {changes} changes of state in {milliseconds:.0f} ms")
 
     def _changed(self) -> None:
         before, self._status = self._status, self._model.state.status
@@ -86,15 +83,15 @@ class StateLog:
             self._changes += 1
         elif self._status is Status.GENERATING:
             self._print(f"{self._status} -> ", end=False)
-            self._generating_since = self._clock()
+            self._generating_since = time.perf_counter()
         elif before is Status.GENERATING:
-            milliseconds = (self._clock() - self._generating_since) * 1000
+            milliseconds = (time.perf_counter() - self._generating_since) * 1000
             typer.echo(f"{self._status} after {milliseconds:4.1f} ms  {self.subject}", err=True)
         else:
             self._print(self._status)
 
     def _print(self, what: str, *, end: bool = True) -> None:
-        milliseconds = (self._clock() - self._began) * 1000
+        milliseconds = (time.perf_counter() - self._began) * 1000
         typer.echo(f"{milliseconds:7.1f} ms  {what}", err=True, nl=end)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import anyio
 import numpy as np
@@ -86,10 +86,6 @@ class Check:
     verdict: Verdict
     found: str
     advice: str = ""
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the check for JSON."""
-        return asdict(self)
 
 
 _BACKEND = "XnnpackBackend"
@@ -415,7 +411,7 @@ def doctor(
     with guarded(debug):
         checks = anyio.run(examine)
         if form is ListingFormat.JSON:
-            write_result(to_json([check.as_record() for check in checks]), None)
+            write_result(to_json([asdict(check) for check in checks]), None)
         else:
             write_result(render_table(_table(checks), wrap=True), None)
         broken = [check.name for check in checks if check.verdict is Verdict.BROKEN]

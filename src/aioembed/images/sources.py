@@ -177,23 +177,16 @@ async def load_image(
     def work(obtained: ImageInput) -> RgbImage:
         return upright(_open(obtained, policy))
 
-    return await _in_thread(in_rgb(source, format), work, policy, http_client, limiter)
+    rgb = in_rgb(source, format)
+    return await _in_thread(rgb, work, policy, http_client=http_client, limiter=limiter)
 
 
-async def read_encoded(
-    source: str | bytes,
-    *,
-    policy: SourcePolicy,
-    http_client: httpx.AsyncClient | None = None,
-    limiter: CapacityLimiter | None = None,
-) -> bytes:
+async def read_encoded(source: str | bytes, *, policy: SourcePolicy) -> bytes:
     """Return an image file's bytes once its header has passed the policy; no pixel is decoded.
 
     Args:
         source: The bytes, or what names them.
         policy: Which sources are allowed, and the limits.
-        http_client: As in `load_image`.
-        limiter: As in `load_image`.
 
     Raises:
         SourceRefused: The policy refuses the source.
@@ -209,7 +202,7 @@ async def read_encoded(
         open_encoded(data, policy)
         return data
 
-    return await _in_thread(source, work, policy, http_client, limiter)
+    return await _in_thread(source, work, policy)
 
 
 async def prepare(
@@ -217,7 +210,6 @@ async def prepare(
     preprocessing: Preprocessing,
     *,
     policy: SourcePolicy,
-    http_client: httpx.AsyncClient | None = None,
     limiter: CapacityLimiter | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> NDArray[np.float32]:
@@ -227,7 +219,6 @@ async def prepare(
         source: The image, or what names it.
         preprocessing: What the program wants.
         policy: Which sources are allowed, and the limits.
-        http_client: As in `load_image`.
         limiter: As in `load_image`.
         stopwatch: Measures how long decoding and preprocessing take.
 
@@ -251,7 +242,7 @@ async def prepare(
         with timed.measure("preprocess"):
             return program_input(stored, preprocessing)
 
-    return await _in_thread(source, work, policy, http_client, limiter)
+    return await _in_thread(source, work, policy, limiter=limiter)
 
 
 def in_rgb(source: ImageInput, format: ChannelOrder) -> ImageInput:  # noqa: A002
@@ -282,8 +273,9 @@ async def _in_thread(
     source: ImageInput,
     work: Callable[[ImageInput], _Result],
     policy: SourcePolicy,
-    http_client: httpx.AsyncClient | None,
-    limiter: CapacityLimiter | None,
+    *,
+    http_client: httpx.AsyncClient | None = None,
+    limiter: CapacityLimiter | None = None,
 ) -> _Result:
     fetcher = ImageFetcher(policy, http_client=http_client)
     try:

@@ -16,17 +16,16 @@ _AGAIN = "install aioembed again: pip install --force-reinstall --no-cache-dir a
 _FROM_SOURCE = "or build it here, with a C++ compiler: pip install --no-binary aioembed aioembed"
 
 
-def explain(reason: ImportError, folder: Path, python: str | None = None) -> BrokenInstallation:
+def explain(reason: ImportError, folder: Path) -> BrokenInstallation:
     """Return why the native module cannot be loaded, in words.
 
     Args:
         reason: What importing it raised.
         folder: Where it should be.
-        python: The running interpreter's tag, such as `cpython-311`.
     """
     text = str(reason)
     if isinstance(reason, ModuleNotFoundError):
-        return _absent(folder, python or sys.implementation.cache_tag)
+        return _absent(folder)
     if wanted := re.search(r"(GLIBC|GLIBCXX|CXXABI)_([\d.]+)' not found", text):
         library = "glibc" if wanted[1] == "GLIBC" else "libstdc++"
         return BrokenInstallation(
@@ -44,7 +43,8 @@ def explain(reason: ImportError, folder: Path, python: str | None = None) -> Bro
     return BrokenInstallation(f"the native module cannot be loaded: {text}", advice=_AGAIN)
 
 
-def _absent(folder: Path, python: str) -> BrokenInstallation:
+def _absent(folder: Path) -> BrokenInstallation:
+    python = sys.implementation.cache_tag  # such as cpython-311
     others = sorted(path.name.split(".")[1] for path in folder.glob(f"{_NAME}.*.so"))
     if others and not any(tag.startswith(python) for tag in others):
         return BrokenInstallation(

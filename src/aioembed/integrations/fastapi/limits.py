@@ -62,16 +62,6 @@ class Load:
         self._fetches = 0
         self._streams: Counter[str] = Counter()
 
-    @property
-    def requests(self) -> int:
-        """Requests with a body that are under way."""
-        return self._requests
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of bodies that are held."""
-        return self._bytes
-
     @contextmanager
     def request(self, declared: int | None) -> Iterator[Reservation]:
         """Count a request with a body, and the bytes that it holds.

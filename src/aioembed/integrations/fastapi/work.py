@@ -124,17 +124,16 @@ class Work:
         images = sum(one.modality == "image" for one in chosen)
         return Embedded(vectors, chosen[0].name, tokens, images)
 
-    async def admit(self, image: str | bytes, text_model: str | None = None) -> bytes:
+    async def admit(self, image: str | bytes) -> bytes:
         """Return an image's bytes once the policy has let it pass.
 
         Args:
             image: Its bytes, or what names or holds it.
-            text_model: The name that an error suggests for texts.
 
         Raises:
             InvalidUserInput: It has not.
         """
-        return await self._admit(_image_source(image, text_model))
+        return await self._admit(_image_source(image))
 
     async def _admit(self, source: str | bytes) -> bytes:
         if _is_fetched(source):
@@ -299,8 +298,12 @@ def _is_fetched(source: str | bytes) -> bool:
     return isinstance(source, str) and source[:4].lower() == "http"
 
 
-def _image_source(image: str | bytes, text_model: str | None) -> str | bytes:
+def _image_source(image: str | bytes, text_model: str | None = None) -> str | bytes:
     """Return an image's URI as it is, and base64 as a data URI, to be decoded in a thread.
+
+    Args:
+        image: Its bytes, or what names or holds it.
+        text_model: The name that the error suggests for texts.
 
     Raises:
         InvalidUserInput: A text that is neither.
