@@ -65,7 +65,7 @@ def _can_be_used(folder: Path) -> bool:
 @cache
 def _temporary_folder(instead_of: str) -> Path:
     """Return a folder for this user alone: others could put model files into a shared one."""
-    user = getattr(os, "geteuid", lambda: 0)()
+    user = os.geteuid()
     try:
         folder = Path(tempfile.gettempdir()) / f"aioembed-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -76,7 +76,7 @@ def _temporary_folder(instead_of: str) -> Path:
             "AIOEMBED_CACHE to a folder that can be written"
         ) from exc
     is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == user
-    if os.name == "posix" and (not is_private or status.st_mode & 0o077):
+    if not is_private or status.st_mode & 0o077:
         raise CacheUnwritable(
             f"{instead_of} cannot be used as the cache, and {folder} is not private to this user: "
             "set AIOEMBED_CACHE to a folder that can be written"

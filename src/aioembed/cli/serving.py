@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -349,10 +349,6 @@ def _say_when_open(listening: Listening, started: Callable[[str], None]) -> None
 
 def _connections(wanted: int) -> int:
     """Return how many connections the descriptors of a process are enough for."""
-    if sys.platform == "win32":
-        return wanted
-    import resource  # noqa: PLC0415  # not on Windows
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted

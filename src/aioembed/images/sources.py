@@ -97,8 +97,7 @@ _FILE_KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ImageFetcher:
@@ -533,14 +532,14 @@ def _descend(path: Path, top: Path, parts: tuple[str, ...]) -> int:
     folder = os.open(top, os.O_RDONLY)
     try:
         for part in parts[:-1]:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=folder)
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = below
         status = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             raise _outside(path)
         _require_regular(path, status)
-        return os.open(parts[-1], os.O_RDONLY | _NO_WAIT | _NO_LINK, dir_fd=folder)
+        return os.open(parts[-1], os.O_RDONLY | _NO_WAIT | os.O_NOFOLLOW, dir_fd=folder)
     except NotADirectoryError as exc:
         raise _outside(path) from exc
     finally:
