@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from aioembed import ImageEmbeddings, Status, cosine_similarity
+from aioembed import Err, ImageEmbeddings, Ok, Status, cosine_similarity
 from aioembed.errors import AioembedError
 from aioembed.images import load_image
 from aioembed.testing.photographs import near_duplicates, photograph_files
@@ -209,11 +209,11 @@ async def _embed(
             vectors.append(await model.forward(picture.image))
         images = [NamedImage(change, image) for of in changed for change, image in of.items()]
         with log.together(f"{len(images)} near-duplicates together"):
-            outcomes = await embed_all(model, images)
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    duplicates = np.stack([one.embedding for one in outcomes if one.embedding is not None])
+            results = await embed_all(model, images)
+    for result in results:
+        if isinstance(result, Err):
+            raise result.error
+    duplicates = np.stack([one.embedding for one in results if isinstance(one, Ok)])
     return _Embedded(np.stack(vectors), duplicates.reshape(len(pictures), -1, duplicates.shape[1]))
 
 

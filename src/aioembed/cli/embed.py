@@ -7,8 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from aioembed import ImageEmbeddings, ImageInput, Ok, cosine_similarity
-from aioembed.errors import AioembedError
+from aioembed import EmbeddingStream, Err, ImageEmbeddings, ImageInput, Ok, cosine_similarity
 from aioembed.index.folder import Unreadable, Visit, walk
 
 from . import ExitCode
@@ -56,7 +54,10 @@ from .common import (
 )
 from .progress import ProgressLine
 
-__all__ = ["NamedImage", "Outcome", "embed", "embed_all", "is_uri", "named_images", "similarity"]
+__all__ = ["NamedImage", "embed", "embed_all", "is_uri", "named_images", "similarity"]
+
+Result = Ok[str] | Err[str]
+"""An image's embedding or its error, by its name."""
 
 STDIN = "-"
 _IN_FLIGHT = 8
@@ -72,21 +73,6 @@ class NamedImage:
 
     name: str
     image: ImageInput = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of one image: an embedding or an error.
-
-    Attributes:
-        name: What the results call the image.
-        embedding: float32 `(dim,)`, None where it failed.
-        error: Why it failed, None where it did not.
-    """
-
-    name: str
-    embedding: NDArray[np.float32] | None = field(default=None, repr=False)
-    error: AioembedError | None = None
 
 
 # --- what is to be embedded
@@ -157,17 +143,10 @@ def _readable(argument: str) -> str:
 # --- embedding
 
 
-async def outcomes_of(
-    model: ImageEmbeddings, images: Sequence[NamedImage]
-) -> AsyncGenerator[Outcome, None]:
-    """Embed images with a loaded model, a few at the same time; yield in their order."""
+def _results(model: ImageEmbeddings, images: Sequence[NamedImage]) -> EmbeddingStream[str]:
+    """Embed images with a loaded model, a few at the same time; the results keep their order."""
     items = ((named.name, named.image) for named in images)
-    async with model.embed_stream(items, keyed=True, concurrency=_IN_FLIGHT) as results:
-        async for result in results:
-            if isinstance(result, Ok):
-                yield Outcome(result.key, embedding=result.embedding)
-            else:
-                yield Outcome(result.key, error=result.error)
+    return model.embed_stream(items, keyed=True, concurrency=_IN_FLIGHT)
 
 
 async def embed_all(
@@ -175,7 +154,7 @@ async def embed_all(
     images: Sequence[NamedImage],
     *,
     on_done: Callable[[], object] = lambda: None,
-) -> list[Outcome]:
+) -> list[Result]:
     """Embed images with a loaded model; return their results in their order.
 
     Args:
@@ -183,12 +162,12 @@ async def embed_all(
         images: What to embed.
         on_done: Called after each image, embedded or not.
     """
-    outcomes = []
-    async with aclosing(outcomes_of(model, images)) as stream:
-        async for outcome in stream:
-            outcomes.append(outcome)
+    results = []
+    async with _results(model, images) as stream:
+        async for result in stream:
+            results.append(result)
             on_done()
-    return outcomes
+    return results
 
 
 # --- writing vectors
@@ -209,7 +188,7 @@ class _Encoder(Protocol):
     """Encodes vectors as they come; every float32 reads back as the same float32."""
 
     def begin(self, model: ImageEmbeddings, count: int) -> bytes: ...
-    def add(self, outcome: Outcome) -> bytes: ...
+    def add(self, result: Result) -> bytes: ...
     def end(self) -> bytes: ...
 
 
@@ -221,14 +200,14 @@ class _Json:
         head = json.dumps({"model": model.spec.name, "space_id": model.space_id, "dim": dim})
         return f'{head[:-1]}, "results": ['.encode()
 
-    def add(self, outcome: Outcome) -> bytes:
-        result = (
-            {"input": outcome.name, "error": error_record(outcome.error)}
-            if outcome.error is not None
-            else {"input": outcome.name, "embedding": _shortest(outcome.embedding)}
-        )
+    def add(self, result: Result) -> bytes:
+        record: dict[str, object] = {"input": result.key}
+        if isinstance(result, Ok):
+            record["embedding"] = _shortest(result.embedding)
+        else:
+            record["error"] = error_record(result.error)
         separator, self._separator = self._separator, ", "
-        return f"{separator}{json.dumps(result, ensure_ascii=False)}".encode()
+        return f"{separator}{json.dumps(record, ensure_ascii=False)}".encode()
 
     def end(self) -> bytes:
         return b"]}\n"
@@ -244,10 +223,10 @@ class _Npy:
         )
         return header.getvalue()
 
-    def add(self, outcome: Outcome) -> bytes:
-        if outcome.embedding is None:
+    def add(self, result: Result) -> bytes:
+        if isinstance(result, Err):
             return self._missing
-        return outcome.embedding.astype("<f4", copy=False).tobytes()
+        return result.embedding.astype("<f4", copy=False).tobytes()
 
     def end(self) -> bytes:
         return b""
@@ -258,10 +237,10 @@ class _Csv:
         del count
         return to_csv([["input", *(f"e{index}" for index in range(model.embedding_dim))]])
 
-    def add(self, outcome: Outcome) -> bytes:
-        if outcome.embedding is None:
+    def add(self, result: Result) -> bytes:
+        if isinstance(result, Err):
             return b""
-        return to_csv([[outcome.name, *_shortest(outcome.embedding)]])
+        return to_csv([[result.key, *_shortest(result.embedding)]])
 
     def end(self) -> bytes:
         return b""
@@ -272,9 +251,9 @@ _ENCODERS: Mapping[EmbeddingFormat, Callable[[], _Encoder]] = MappingProxyType(
 )
 
 
-def _shortest(vector: NDArray[np.float32] | None) -> list[float]:
+def _shortest(vector: NDArray[np.float32]) -> list[float]:
     """Doubles that print with no more digits than the float32 values need."""
-    return [] if vector is None else [float(str(value)) for value in vector]
+    return [float(str(value)) for value in vector]
 
 
 # --- the commands
@@ -353,22 +332,22 @@ async def _embed(
     debug: bool,
 ) -> int:
     """Write vectors as they come, and return how many images failed."""
-    failures: list[tuple[str, AioembedError]] = []
+    failures: list[Err[str]] = []
     with ProgressLine(model, len(images)) as progress:
         async with model:
             await model.load()
             with result_writer(output) as write:
                 head = encoder.begin(model, len(images))
-                async with aclosing(outcomes_of(model, images)) as stream:
-                    async for outcome in stream:
-                        write(head + encoder.add(outcome))
+                async with _results(model, images) as stream:
+                    async for result in stream:
+                        write(head + encoder.add(result))
                         head = b""
                         progress.advance()
-                        if outcome.error is not None:
-                            failures.append((outcome.name, outcome.error))
+                        if isinstance(result, Err):
+                            failures.append(result)
                 write(head + encoder.end())
-    for name, error in failures:
-        report_error(error, name=name, debug=debug)
+    for failure in failures:
+        report_error(failure.error, name=failure.key, debug=debug)
     return len(failures)
 
 
@@ -402,13 +381,12 @@ def similarity(
             threads=threads,
             source_policy=image_policy(max_pixels),
         )
-        space_id, outcomes = anyio.run(_compare, handle, wanted)
-        result = _encode(handle.spec.name, space_id, outcomes, form, plain=output is not None)
-        write_result(result, output)
-        failed = [one for one in outcomes if one.error is not None]
+        space_id, results = anyio.run(_compare, handle, wanted)
+        encoded = _encode(handle.spec.name, space_id, results, form, plain=output is not None)
+        write_result(encoded, output)
+        failed = [one for one in results if isinstance(one, Err)]
         for one in failed:
-            if one.error is not None:
-                report_error(one.error, name=one.name, debug=debug)
+            report_error(one.error, name=one.key, debug=debug)
         if failed:
             warn(f"{len(failed)} of {len(wanted)} images failed")
             raise typer.Exit(ExitCode.INPUT)
@@ -416,7 +394,7 @@ def similarity(
 
 async def _compare(
     model: ImageEmbeddings, images: Sequence[NamedImage]
-) -> tuple[str, list[Outcome]]:
+) -> tuple[str, list[Result]]:
     with ProgressLine(model, len(images)) as progress:
         async with model:
             await model.load()
@@ -424,12 +402,12 @@ async def _compare(
 
 
 def _encode(
-    model: str, space_id: str, outcomes: list[Outcome], form: SimilarityFormat, *, plain: bool
+    model: str, space_id: str, results: list[Result], form: SimilarityFormat, *, plain: bool
 ) -> bytes:
-    names = [one.name for one in outcomes if one.embedding is not None]
-    vectors = [one.embedding for one in outcomes if one.embedding is not None]
-    stacked = np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
-    matrix = np.asarray(cosine_similarity(stacked, stacked)) if vectors else np.zeros((0, 0))
+    embedded = [one for one in results if isinstance(one, Ok)]
+    names, rows = [one.key for one in embedded], [one.embedding for one in embedded]
+    vectors = np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+    matrix = np.asarray(cosine_similarity(vectors, vectors))
     if form is SimilarityFormat.TABLE:
         table = similarity_table(base_names(names), matrix)
         return render_table(table, plain=plain) if len(names) > 1 else b""
@@ -438,9 +416,9 @@ def _encode(
         rows = [[name, *row] for name, row in zip(names, rounded, strict=True)]
         return to_csv([["input", *names], *rows])
     failed = [
-        {"input": one.name, "error": error_record(one.error)}
-        for one in outcomes
-        if one.error is not None
+        {"input": one.key, "error": error_record(one.error)}
+        for one in results
+        if isinstance(one, Err)
     ]
     return to_json(
         {
