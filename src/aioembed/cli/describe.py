@@ -74,9 +74,8 @@ def describe(
         file = LocalFile(path, cache_folder(None))
         if spec.sha256 is None:
             anyio.run(probe_once, file)
-        record = _examine(file, spec, preprocessing)
+        record, contract = _examine(file, spec, preprocessing)
         if save:
-            contract = record.pop("contract")
             if contract is None or (contract.preprocessing is None and output is None):
                 raise usage_error("nothing to save: give --preprocessing, or --output")
             sidecar = path.with_suffix(".json")
@@ -85,12 +84,14 @@ def describe(
                 saved.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8"
             )
             warn(f"wrote {sidecar}")
-        record.pop("contract", None)
         lines = "".join(f"{_label(name)}{_said(value)}\n" for name, value in record.items())
         write_result(to_json(record) if output_format == "json" else lines.encode(), None)
 
 
-def _examine(file: LocalFile, spec: ModelSpec, preprocessing: str | None) -> dict[str, Any]:
+def _examine(
+    file: LocalFile, spec: ModelSpec, preprocessing: str | None
+) -> tuple[dict[str, Any], ModelContract | None]:
+    """Return what is printed, and the contract, None where something is missing for it."""
     program = Program.load(file.path)
     try:
         forward = program.methods.get("forward")
@@ -125,7 +126,7 @@ def _examine(file: LocalFile, spec: ModelSpec, preprocessing: str | None) -> dic
                 "metadata": metadata.model_dump(exclude_none=True) if metadata else None,
                 "missing": None,
             }
-        return {**record, "contract": contract}
+        return record, contract
     finally:
         program.close()
 
