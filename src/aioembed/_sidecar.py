@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from .models import (
 )
 from .runtime import MethodInfo
 
-__all__ = ["PRESETS", "Beside", "named_preprocessing", "read_beside", "unknown"]
+__all__ = ["PRESETS", "named_preprocessing", "read_beside", "unknown"]
 
 PRESETS = {
     "rne": RNE_PREPROCESSING,
@@ -66,19 +66,7 @@ def named_preprocessing(name: str, forward: MethodInfo) -> Preprocessing:
     return _fitted(preset, forward)
 
 
-class Beside(NamedTuple):
-    """What the files beside a program say.
-
-    Attributes:
-        preprocessing: Of images.
-        output: Which output is the embedding, from 0.
-    """
-
-    preprocessing: Preprocessing | None = None
-    output: int | None = None
-
-
-def read_beside(program: Path, forward: MethodInfo) -> Beside:
+def read_beside(program: Path, forward: MethodInfo) -> Sidecar:
     """Return what the files beside a program say, the first that says it.
 
     They are `NAME.json`, a Hugging Face `preprocessor_config.json` or `processor_config.json`, and
@@ -87,16 +75,17 @@ def read_beside(program: Path, forward: MethodInfo) -> Beside:
     Raises:
         InvalidConfig: One of them cannot be read, or does not say what it should.
     """
-    said = Beside()
+    said = Sidecar()
     names = (program.with_suffix(".json").name, *_HUB_CONFIGS)
     for path in map(program.with_name, names):
         if said.preprocessing is None and path.is_file():
             found = _read(path, forward)
             output = found.output if said.output is None else said.output
-            said = Beside(found.preprocessing, output)
+            said = Sidecar(preprocessing=found.preprocessing, output=output)
     manifest = program.with_name(_EXPORT_MANIFEST)
     if said.output is None and manifest.is_file():
-        said = said._replace(output=_of_export(_json(manifest), manifest, program, forward))
+        output = _of_export(_json(manifest), manifest, program, forward)
+        said = said.model_copy(update={"output": output})
     return said
 
 
@@ -110,18 +99,17 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path, forward: MethodInfo) -> Beside:
+def _read(path: Path, forward: MethodInfo) -> Sidecar:
     """Read a sidecar of `aioembed describe`, or a config of a Hugging Face processor."""
     content = _json(path)
     if isinstance(content.get("image_processor"), dict):  # as processor_config.json has it
         content = content["image_processor"]
     if path.name in _HUB_CONFIGS or "image_processor_type" in content:
-        return Beside(_of_hub(content, path, forward))
+        return Sidecar(preprocessing=_of_hub(content, path, forward))
     try:
-        sidecar = Sidecar.model_validate(content)
+        return Sidecar.model_validate(content)
     except (ValidationError, InvalidConfig) as exc:
         raise InvalidConfig(f"{shorten(path)} is not a sidecar of aioembed: {exc}") from exc
-    return Beside(sidecar.preprocessing, sidecar.output)
 
 
 def _of_export(
@@ -148,10 +136,9 @@ def _of_export(
 
 def unknown(spec_name: str, forward: MethodInfo, program: Path | None) -> UnknownPreprocessing:
     """Return the error for a program of which nothing says what pixels it takes."""
-    beside = (
-        f"{program.with_suffix('.json').name} or {_HUB_CONFIGS[0]} beside it" if program else ""
-    )
-    where = f", {beside}" if beside else ""
+    where = ""
+    if program is not None:
+        where = f", {program.with_suffix('.json').name} or {_HUB_CONFIGS[0]} beside it"
     return UnknownPreprocessing(
         f"nothing says what pixels {shorten(spec_name)} takes ({forward.inputs[0]}); looked for: "
         f"preprocessing=, metadata inside the program{where}, a registered constant. Pass a "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ._sidecar import Beside, named_preprocessing, read_beside, unknown
+from ._sidecar import named_preprocessing, read_beside, unknown
 from .errors import InvalidConfig, InvalidModelOutput, InvalidProgram, WrongDimensions, shorten
 from .models import (
     METADATA_METHOD,
@@ -20,6 +20,7 @@ from .models import (
     ModelSpec,
     Preprocessing,
     ProgramMetadata,
+    Sidecar,
     local_path,
 )
 from .runtime import MethodInfo, Program, TensorInfo
@@ -123,7 +124,7 @@ def read_contract(
     if modality != spec.modality:
         raise InvalidProgram(f"{shorten(spec.name)} embeds {modality}s, not {spec.modality}s")
     path = local_path(spec)
-    beside = read_beside(path, forward) if path and metadata is None else Beside()
+    beside = read_beside(path, forward) if path and metadata is None else Sidecar()
     output = _output(forward, metadata, beside, spec)
     if modality == "image":
         used = _preprocessing(preprocessing, forward, metadata, beside, spec)
@@ -213,16 +214,15 @@ def _preprocessing(
     given: Preprocessing | str | None,
     forward: MethodInfo,
     metadata: ProgramMetadata | None,
-    beside: Beside,
+    beside: Sidecar,
     spec: ModelSpec,
 ) -> Preprocessing:
     if isinstance(given, str):
         return named_preprocessing(given, forward)
     inside = metadata.preprocessing if metadata else None
-    if given or inside:
-        return given or cast("Preprocessing", inside)
-    if beside.preprocessing or spec.preprocessing:
-        return beside.preprocessing or cast("Preprocessing", spec.preprocessing)
+    said = given or inside or beside.preprocessing or spec.preprocessing
+    if said is not None:
+        return said
     if forward.inputs[0].dtype != "float32" or len(forward.inputs[0].shape) not in _IMAGE_AXES:
         raise InvalidProgram(
             f"{shorten(spec.name)} takes {forward.inputs[0]}, which is not an image"
@@ -240,7 +240,7 @@ def _check_fits(pixels: Preprocessing, forward: MethodInfo, spec: ModelSpec) -> 
 
 
 def _output(
-    forward: MethodInfo, metadata: ProgramMetadata | None, beside: Beside, spec: ModelSpec
+    forward: MethodInfo, metadata: ProgramMetadata | None, beside: Sidecar, spec: ModelSpec
 ) -> int:
     """Return which output is the embedding: the one that is named, or the only one that can be."""
     said = (metadata.output if metadata else None, beside.output, spec.output)
