@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -400,3 +402,21 @@ async def test_proxy_settings_that_can_be_read_are_used(monkeypatch: pytest.Monk
             response = await _follow(client, "http://intranet.invalid/m")
     assert response.content == b"proxied"
     assert proxy.requests[0].headers["user-agent"] == _http.USER_AGENT
+
+
+def test_a_program_that_fetches_nothing_does_not_import_httpx() -> None:
+    """It would take 16 MB, and a third of the time of the import."""
+    code = """
+import sys
+import anyio, numpy as np
+from aioembed import ImageEmbeddings
+
+async def main():
+    async with ImageEmbeddings() as model:
+        await model.load()
+        await model.forward(np.zeros((8, 8, 3), np.uint8))
+
+anyio.run(main)
+sys.exit("httpx" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

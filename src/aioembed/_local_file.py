@@ -6,7 +6,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from .download.partial import Record, hash_file, read_record, write_record
+from ._records import Record, hash_file, read_record, write_record
 from .errors import ModelFileUnreadable, shorten
 
 __all__ = ["LocalFile"]

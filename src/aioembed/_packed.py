@@ -28,8 +28,8 @@ from typing import ClassVar, Self
 import anyio
 
 from ._child import python_child
+from ._records import Record, read_record, write_record
 from ._tasks import BlockingCall
-from .download.partial import Record, read_record, write_record
 from .errors import AioembedError, shorten
 from .options import Verify
 from .runtime import EXECUTORCH_VERSION, Program

@@ -38,6 +38,7 @@ from anyio import to_thread
 from pydantic import AfterValidator, Field, NonNegativeInt
 
 from .._http import UnusableURL, parse_url, show_url
+from .._records import Record, hash_file, read_record, write_record
 from ..errors import (
     CacheUnwritable,
     DiskFull,
@@ -49,16 +50,7 @@ from ..errors import (
 )
 from ..folders import cache_folder
 from .lock import try_lock
-from .partial import (
-    Partial,
-    Record,
-    delete_folder,
-    hash_file,
-    idle_partials,
-    partial_folders,
-    read_record,
-    write_record,
-)
+from .partial import Partial, delete_folder, idle_partials, partial_folders
 
 __all__ = [
     "Cache",

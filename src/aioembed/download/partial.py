@@ -23,21 +23,19 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt
+
+from .._records import Record, read_record, write_record
 
 __all__ = [
     "Journal",
     "Partial",
-    "Record",
     "delete_folder",
-    "hash_file",
     "idle_partials",
     "largest_partial",
     "partial_folders",
-    "read_record",
-    "write_record",
 ]
 
 _READ_BYTES = 1 << 20
@@ -45,14 +43,6 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _IDLE = "partial"
 _HOST = re.sub("[^A-Za-z0-9-]", "_", platform.node()) or "host"
 _CLAIMED = re.compile(r"partial\.([A-Za-z0-9_-]+)\.(\d{1,9})\.([0-9a-z]+)")
-
-
-class Record(BaseModel):
-    """A JSON file beside a cached or partial one."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
-
-    format: Literal[1] = 1
 
 
 class Journal(Record):
@@ -64,34 +54,6 @@ class Journal(Record):
     linked_sha256: str | None = None
     linked_trusted: bool = False
     commit: str | None = None
-
-
-R = TypeVar("R", bound=Record)
-
-
-def read_record(kind: type[R], path: Path) -> R | None:
-    """Return the record at `path`, None where there is none or it is damaged."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValidationError):
-        return None
-
-
-def write_record(record: Record, path: Path) -> None:
-    """Replace the record at `path` in one step."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        draft.write_text(record.model_dump_json(indent=1), encoding="utf-8")
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of the file at `path` in hexadecimal digits. Blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Partial:
