@@ -20,7 +20,7 @@ from ..errors import IndexDamaged, IndexFileError, IndexLocked, shorten
 from ..models import EmbeddingSpace, ModelSpec, Preprocessing
 from .sketch import Basis, unit
 
-__all__ = ["About", "Database", "FileRecord", "Hit"]
+__all__ = ["About", "Database", "FileRecord", "Hit", "prefix_below"]
 
 Vector = NDArray[np.float32]
 
@@ -300,12 +300,11 @@ class Database:
 
     def records(self, folder: str) -> dict[str, FileRecord]:
         """Return what is known of the files below a folder, by their paths."""
-        below = folder.rstrip(os.sep) + os.sep
         with self._translated():
             rows = self._connection.execute(
                 f"SELECT {_COLUMNS} FROM files "  # noqa: S608
                 "WHERE path >= ?1 AND substr(path, 1, length(?1)) = ?1 ORDER BY path",
-                (below,),
+                (prefix_below(folder),),
             )
             return {row[0]: _record(row) for row in rows}
 
@@ -345,11 +344,11 @@ class Database:
 
     def forget(self, folder: str) -> int:
         """Remove everything below a folder; return how many vectors there were."""
-        paths = {*self.records(folder), *self.keys(folder.rstrip(os.sep) + os.sep)}
-        removed = self.remove(paths)
+        below = prefix_below(folder)
+        removed = self.remove({*self.records(folder), *self.keys(below)})
         with self._transaction():
             for path in self.folders():
-                if path == folder or path.startswith(folder.rstrip(os.sep) + os.sep):
+                if path == folder or path.startswith(below):
                     self._connection.execute("DELETE FROM folders WHERE path = ?", (path,))
         self.shrink()
         return removed
@@ -541,6 +540,11 @@ class Database:
             raise _translate(exc, self._path) from exc
         except (ValueError, TypeError) as exc:  # blobs of another size, a document of nonsense
             raise IndexDamaged(_DAMAGED.format(shorten(self._path), exc)) from exc
+
+
+def prefix_below(folder: str) -> str:
+    """Return what the paths of everything below a folder begin with."""
+    return folder.rstrip(os.sep) + os.sep
 
 
 _COLUMNS = "path, mtime_ns, size, inode, sha256, error, retry"

@@ -26,7 +26,15 @@ from ..images import SourcePolicy, read_file
 from ..stream import Ok
 from .database import Database, FileRecord
 
-__all__ = ["ALWAYS_EXCLUDED", "FolderSync", "OnProgress", "SyncReport", "is_unchanged", "walk"]
+__all__ = [
+    "ALWAYS_EXCLUDED",
+    "FolderSync",
+    "OnProgress",
+    "SyncReport",
+    "is_unchanged",
+    "is_utf8",
+    "walk",
+]
 
 R = TypeVar("R")
 
@@ -211,7 +219,7 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
 
 
 def _look(entry: os.DirEntry[str], folders: deque[str], links: deque[str]) -> Found | None:
-    if not _is_text(entry.path):
+    if not is_utf8(entry.path):
         readable = os.fsencode(entry.path).decode("utf-8", "replace")
         return Unreadable(readable, "its name is not UTF-8")
     try:
@@ -233,9 +241,10 @@ def _suffix(path: str) -> str:
     return path.rpartition(".")[2].lower()
 
 
-def _is_text(path: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be stored: it has no lone surrogates."""
     try:
-        path.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -294,14 +303,6 @@ class RunOnDatabase(Protocol):
     """Runs a function of the database in a worker thread."""
 
     def __call__(self, function: Callable[[Database], R], /) -> Awaitable[R]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A file's bytes, and what is to be remembered of it once they are embedded."""
-
-    record: FileRecord
-    data: bytes
 
 
 class FolderSync:
@@ -414,7 +415,7 @@ class FolderSync:
     async def _contents(self) -> AsyncIterator[tuple[FileRecord, bytes]]:
         for visit in self._stale:
             try:
-                content = await BlockingCall(partial(_read, visit)).run()
+                record, data = await BlockingCall(partial(_read, visit)).run()
             except InvalidUserInput as error:
                 record = FileRecord(visit.path, visit.mtime_ns, visit.size)
                 if not isinstance(error, FileReadFailed):
@@ -422,10 +423,10 @@ class FolderSync:
                 await self._fail(record, error)
                 self._show_progress()
                 continue
-            if await self._is_known(content.record):
+            if await self._is_known(record):
                 self._show_progress()
             else:
-                yield content.record, content.data
+                yield record, data
 
     async def _is_known(self, record: FileRecord) -> bool:
         """Give a file the vector that its content has already, its own or another file's."""
@@ -507,8 +508,11 @@ class FolderSync:
             self._on_progress(self._report)
 
 
-def _read(visit: Visit) -> _Content:
-    """Read a file; blocks. A change meanwhile shows at the next sync, as the time is of before."""
+def _read(visit: Visit) -> tuple[FileRecord, bytes]:
+    """Return a file's bytes, and what is to be remembered of it once they are embedded. Blocks.
+
+    A change meanwhile shows at the next sync, as the time is of before.
+    """
     path = Path(visit.path)
     try:
         status = path.stat()
@@ -516,7 +520,7 @@ def _read(visit: Visit) -> _Content:
         raise FileReadFailed(f"{visit.path}: {exc.strerror or exc}") from exc
     data = read_file(path, SourcePolicy.trusted())
     seen = Visit(visit.path, True, status.st_mtime_ns, status.st_size, _inode(status))
-    return _Content(_as_seen(seen, hashlib.sha256(data).hexdigest()), data)
+    return _as_seen(seen, hashlib.sha256(data).hexdigest()), data
 
 
 def is_unchanged(record: FileRecord) -> bool:

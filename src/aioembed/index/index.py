@@ -28,8 +28,8 @@ from ..handle import EmbeddingHandle
 from ..image import ImageEmbeddings
 from ..models import EmbeddingSpace, ModelSpec, Preprocessing
 from ..text import TextEmbeddings
-from .database import About, Database, Hit
-from .folder import FolderSync, OnProgress, SyncReport, is_unchanged
+from .database import About, Database, Hit, prefix_below
+from .folder import FolderSync, OnProgress, SyncReport, is_unchanged, is_utf8
 
 __all__ = ["EmbeddingIndex", "IndexInfo", "default_index_path"]
 
@@ -237,7 +237,7 @@ class EmbeddingIndex:
 
     async def count(self) -> int:
         """Return how many vectors there are."""
-        return await self._run(lambda database: database.count())
+        return await self._run(Database.count)
 
     async def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that begin with `prefix`, sorted."""
@@ -245,7 +245,7 @@ class EmbeddingIndex:
 
     async def keys_below(self, folder: str | os.PathLike[str]) -> list[str]:
         """Return the keys of the pictures below a folder, sorted."""
-        return await self.keys((await _real(folder)).rstrip(os.sep) + os.sep)
+        return await self.keys(prefix_below(await _real(folder)))
 
     async def get(self, key: str) -> Vector | None:
         """Return the float32 vector `(dim,)` of a key, None where it has none."""
@@ -329,7 +329,7 @@ class EmbeddingIndex:
         """
         if not 0 < above <= 1:
             raise InvalidConfig(f"the least similarity of duplicates is over 0, up to 1: {above}")
-        below = "" if folder is None else (await _real(folder)).rstrip(os.sep) + os.sep
+        below = "" if folder is None else prefix_below(await _real(folder))
         return await self._run(lambda database: database.duplicates(above, below))
 
     # --- following a folder
@@ -409,7 +409,7 @@ class EmbeddingIndex:
         """
 
         def look(database: Database) -> Vector | None:
-            for key in dict.fromkeys((_real_path(picture), os.path.abspath(picture))):  # noqa: PTH100
+            for key in dict.fromkeys((os.path.realpath(picture), os.path.abspath(picture))):  # noqa: PTH100
                 record = database.record(key)
                 if record is not None and record.has_vector and is_unchanged(record):
                     return database.vector(key)
@@ -502,24 +502,12 @@ class EmbeddingIndex:
         return vector
 
 
-def _real_path(path: str | os.PathLike[str]) -> str:
-    return os.path.realpath(path)
-
-
 async def _real(folder: str | os.PathLike[str]) -> str:
     """Return the absolute path of a folder that may be missing, links resolved."""
-    return await BlockingCall(partial(_real_path, folder)).run()
+    return await BlockingCall(lambda: os.path.realpath(folder)).run()
 
 
 def _checked_key(key: object) -> str:
-    if not isinstance(key, str) or not key or not _is_storable(key):
+    if not isinstance(key, str) or not key or not is_utf8(key):
         raise InvalidUserInput(f"a key is a text that is not empty, not {shorten(repr(key))}")
     return key
-
-
-def _is_storable(key: str) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
