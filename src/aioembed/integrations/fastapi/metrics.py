@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import (
@@ -93,13 +94,10 @@ class Metrics:
 
     def watch(self, models: Models) -> Callable[[], None]:
         """Follow the models' states; return what ends that."""
-        ends = [self._watch(one) for one in models]
-
-        def end() -> None:
-            for one in ends:
-                one()
-
-        return end
+        ends = ExitStack()
+        for one in models:
+            ends.callback(self._watch(one))
+        return ends.close
 
     def _watch(self, one: Served) -> Callable[[], None]:
         labels = (one.name, one.modality)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -318,13 +318,10 @@ def shown(state: ModelState) -> Condition:
 
 def _log_states(models: Models) -> Callable[[], None]:
     """Log every change of a model's status; return what ends that."""
-    ends = [_log_states_of(one) for one in models]
-
-    def end() -> None:
-        for one in ends:
-            one()
-
-    return end
+    ends = ExitStack()
+    for one in models:
+        ends.callback(_log_states_of(one))
+    return ends.close
 
 
 def _log_states_of(one: Served) -> Callable[[], None]:
