@@ -32,6 +32,7 @@ import idna
 from .errors import InvalidConfig, shorten
 
 __all__ = [
+    "DEFAULT_PORTS",
     "USER_AGENT",
     "RedirectRefused",
     "Redirects",
@@ -47,7 +48,7 @@ __all__ = [
 
 USER_AGENT = f"aioembed/{version('aioembed')} (+https://pypi.org/project/aioembed/)"
 
-_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _LARGEST_PORT = 65_535
 _LONGEST_NAME = 253
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
@@ -130,7 +131,7 @@ def show_url(url: str | httpx.URL) -> str:
 
 def origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
     """Return scheme, host and port: what a credential may not leave."""
-    return url.scheme, url.raw_host, url.port or _PORTS.get(url.scheme)
+    return url.scheme, url.raw_host, url.port or DEFAULT_PORTS.get(url.scheme)
 
 
 def is_loopback(url: httpx.URL) -> bool:
@@ -207,7 +208,6 @@ class Redirects:
                 f"the request to {show_url(self.url)} cannot be sent: check the headers and the "
                 "auth of the http_client"
             ) from None
-
         except httpx.RemoteProtocolError as exc:
             if "location header" not in str(exc):
                 raise

@@ -1,6 +1,6 @@
 """Model files: fetched once, verified, kept in a cache."""
 
-from .cache import Cache, CachedFile, Pruned, Resource, Verify
+from .cache import Cache, CachedFile, Pruned, Resource
 from .fetcher import DownloadControl, Fetcher
 from .http import FetchLimits, Timing
 from .hub import is_offline
@@ -18,6 +18,5 @@ __all__ = [
     "RateMeter",
     "Resource",
     "Timing",
-    "Verify",
     "is_offline",
 ]

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import httpx
 from anyio import to_thread
@@ -49,6 +49,7 @@ from ..errors import (
     shorten,
 )
 from ..folders import cache_folder
+from ..options import Verify
 from .lock import try_lock
 from .partial import Partial, delete_folder, idle_partials, partial_folders
 
@@ -59,14 +60,12 @@ __all__ = [
     "Pruned",
     "Resource",
     "Sidecar",
-    "Verify",
     "translated_file_errors",
 ]
 
 _logger = logging.getLogger("aioembed.download")
 
 T = TypeVar("T")
-Verify = Literal["recorded", "always"]
 
 _TAIL_CHARACTERS = 64
 _HASH_CHARACTERS = 16

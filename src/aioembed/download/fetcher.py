@@ -27,7 +27,8 @@ from ..errors import (
     NotActive,
     OfflineError,
 )
-from .cache import Cache, CachedFile, Entry, Resource, Verify, translated_file_errors
+from ..options import Verify
+from .cache import Cache, CachedFile, Entry, Resource, translated_file_errors
 from .http import FetchLimits, Report, Timing, Transfer
 from .hub import Hub, is_offline
 from .lock import process_lock

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import httpx
 
-from .._http import UnusableURL, show_url
+from .._http import DEFAULT_PORTS, UnusableURL, show_url
 from .._http import parse_url as parse_usable_url
 from ..errors import SourceRefused
 from .policy import SourcePolicy
@@ -108,9 +108,6 @@ class Endpoint(NamedTuple):
     port: int
 
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
 def parse_url(text: str) -> httpx.URL:
     """Parse an http or https URL, refusing what parsers are known to read differently.
 
@@ -137,7 +134,7 @@ def check_url(url: httpx.URL, policy: SourcePolicy) -> Endpoint:
         SourceRefused: A rule refuses it.
     """
     shown = show_url(url)
-    if url.scheme not in _DEFAULT_PORTS or url.scheme not in policy.schemes:
+    if url.scheme not in DEFAULT_PORTS or url.scheme not in policy.schemes:
         raise _refused(f"{shown}: its scheme is {url.scheme!r}", "schemes")
     if url.userinfo and not policy.credentials:
         raise _refused(f"{shown}: it has a user name or password", "credentials", "True")
@@ -153,7 +150,7 @@ def check_url(url: httpx.URL, policy: SourcePolicy) -> Endpoint:
         raise _refused(f"{shown}: its host is denied", "deny_hosts")
     if policy.allow_hosts is not None and not _matches(names, policy.allow_hosts):
         raise _refused(f"{shown}: its host is not listed", "allow_hosts")
-    port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+    port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
     if policy.ports is not None and port not in policy.ports:
         raise _refused(f"{shown}: its port is {port}", "ports")
     return Endpoint(host, port)
