@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    ExitStack,
-    aclosing,
-    asynccontextmanager,
-)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, aclosing
 from typing import Annotated, Any
 
 import anyio
@@ -45,7 +39,6 @@ from .schemas import (
     ErrorBody,
     Health,
     Item,
-    LabelScore,
     ModelCard,
     ModelList,
     SimilarityRequest,
@@ -87,13 +80,7 @@ def lifespan(models: GivenModels, *, wait: bool = False) -> Lifespan:
         ```
     """
     served = Models.of(models)
-
-    @asynccontextmanager
-    async def living(_app: object) -> AsyncGenerator[None, None]:
-        async with served.running(wait=wait):
-            yield
-
-    return living
+    return lambda _app: served.running(wait=wait)
 
 
 async def get_models(request: Request) -> Models:
@@ -440,8 +427,8 @@ class _Handlers:
         except InvalidUserInput as exc:
             raise faulty({0: exc}, "image", single=True) from exc
         scored = await classifier.classify(pixels)
-        scores = [LabelScore.model_validate(score.model_dump()) for score in scored.ranked()]
-        return _json(ClassifyResponse(model=image.name, text_model=text.name, scores=scores))
+        answer = ClassifyResponse(model=image.name, text_model=text.name, scores=scored.ranked())
+        return _json(answer)
 
     async def list_models(self, models: ServerModels) -> Response:
         """List the models, as OpenAI does."""

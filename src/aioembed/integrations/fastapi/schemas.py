@@ -19,6 +19,7 @@ from pydantic import (
 from aioembed.models import Modality
 from aioembed.similarity import VectorType
 from aioembed.state import Status
+from aioembed.zero_shot import LabelScore
 
 __all__ = [
     "ClassifyRequest",
@@ -33,7 +34,6 @@ __all__ = [
     "Health",
     "ImageField",
     "Item",
-    "LabelScore",
     "ModelCard",
     "ModelList",
     "ModelSnapshot",
@@ -404,14 +404,6 @@ class ClassifyRequest(_Request):
     prompts: list[str] | None = Field(default=None, min_length=1)
     model: str | None = _MODEL
     text_model: str | None = _MODEL
-
-
-class LabelScore(_Response):
-    """How well one label fits."""
-
-    label: str
-    probability: float
-    similarity: float
 
 
 class ClassifyResponse(_Response):
