@@ -36,6 +36,7 @@ __all__ = [
     "USER_AGENT",
     "RedirectRefused",
     "Redirects",
+    "TooManyRedirects",
     "UnusableURL",
     "is_loopback",
     "new_client",
@@ -70,6 +71,10 @@ class UnusableURL(ValueError):
 
 class RedirectRefused(Exception):
     """A redirect that is not followed; the message names the URLs without their credentials."""
+
+
+class TooManyRedirects(RedirectRefused):
+    """One more redirect than are followed."""
 
 
 def parse_url(text: str) -> httpx.URL:
@@ -217,12 +222,13 @@ class Redirects:
         """Go on to where `response` redirects; False if it is not a redirect.
 
         Raises:
-            RedirectRefused: It leads nowhere, from https to http, or is one too many.
+            RedirectRefused: It leads nowhere, or from https to http.
+            TooManyRedirects: It is one more than are followed.
         """
         if response.status_code not in _REDIRECTS:
             return False
         if self._hops >= self._limit:
-            raise RedirectRefused(f"{show_url(self.url)}: more than {self._limit} redirects")
+            raise TooManyRedirects(f"{show_url(self.url)}: more than {self._limit} redirects")
         self._hops += 1
         location = response.headers.get("location", "")
         try:

@@ -38,6 +38,7 @@ from .._http import (
     USER_AGENT,
     RedirectRefused,
     Redirects,
+    TooManyRedirects,
     new_client,
     read_certificates,
     resolve,
@@ -183,7 +184,7 @@ class ImageClient:
 
     async def _follow(self, client: httpx.AsyncClient, url: httpx.URL) -> bytes:
         policy = self._policy
-        redirects, hops = Redirects(client, url, limit=policy.max_redirects), 0
+        redirects = Redirects(client, url, limit=policy.max_redirects)
         while True:
             response: httpx.Response | None = None
             try:
@@ -192,12 +193,10 @@ class ImageClient:
                     return await self._read(response)
             except RedirectRefused as exc:
                 location = "" if response is None else response.headers.get("location", "")
-                is_one_too_many = hops >= policy.max_redirects
-                raise _redirect_refused(exc, location, is_one_too_many) from None
+                raise _redirect_refused(exc, location) from None
             finally:
                 if response is not None:
                     await response.aclose()
-            hops += 1
             check_url(redirects.url, policy)
 
     async def _read(self, response: httpx.Response) -> bytes:
@@ -463,10 +462,8 @@ def _time_limit(deadline: float, policy: SourcePolicy, url: httpx.URL) -> Iterat
         ) from exc
 
 
-def _redirect_refused(
-    error: RedirectRefused, location: str, is_one_too_many: bool
-) -> SourceRefused:
-    if is_one_too_many:
+def _redirect_refused(error: RedirectRefused, location: str) -> SourceRefused:
+    if isinstance(error, TooManyRedirects):
         remedy = "allow more with SourcePolicy.allow(max_redirects=...)"
         return SourceRefused(str(error), rule="max_redirects", remedy=remedy)
     scheme = re.match("([a-z][a-z0-9+.-]*):", location, re.IGNORECASE)
