@@ -246,11 +246,10 @@ def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not labels:
         raise InvalidUserInput(f"labels are a list of at least one text, not {shorten(labels)}")
+    seen: set[str] = set()
     for label in labels:
         if not _is_text(label) or not label.strip():
             raise InvalidUserInput(f"a label is a text that is not empty, not {shorten(label)}")
-    seen: set[str] = set()
-    for label in labels:
         if label in seen:
             raise InvalidUserInput(f"the label {shorten(label)} is there twice")
         seen.add(label)

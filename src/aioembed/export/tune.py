@@ -11,6 +11,7 @@ behind an activation cost a separate product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def _loss(module: nn.Module, rounded: Sequence[str], samples: Samples, wanted: T
     with torch.no_grad(), imitated_int8(linears):
         vectors = torch.cat([module(*sample) for sample in samples])
     loss = 1 - float((vectors.double() * wanted.double()).sum(-1).min())
-    return loss if loss == loss else float("inf")  # noqa: PLR0124  # not a number
+    return math.inf if math.isnan(loss) else loss
 
 
 @contextmanager
