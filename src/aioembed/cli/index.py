@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -293,16 +295,13 @@ class _Run:
 
 
 def _added(reports: list[SyncReport]) -> SyncReport:
-    if len(reports) == 1:
-        return reports[0]
-    figures = [_figures(report) for report in reports]
-    names = [name for name in figures[0] if name != "unsupported"] if figures else []
-    unsupported: dict[str, int] = {}
+    """Return the figures of several folders together."""
+    names = {field.name for field in fields(SyncReport)} - {"unsupported", "is_scanning"}
+    sums = {name: sum(getattr(report, name) for report in reports) for name in names}
+    unsupported = Counter[str]()
     for report in reports:
-        for suffix, count in report.unsupported.items():
-            unsupported[suffix] = unsupported.get(suffix, 0) + count
-    sums = {name: sum(int(str(figure[name])) for figure in figures) for name in names}
-    return SyncReport(**sums, unsupported=unsupported, is_scanning=False)
+        unsupported.update(report.unsupported)
+    return SyncReport(**sums, unsupported=dict(unsupported), is_scanning=False)
 
 
 def _line_writer(clock: Callable[[], float] = time.monotonic) -> OnProgress:
@@ -536,10 +535,9 @@ def _encode_hits(hits: list[Hit], form: HitFormat, *, plain: bool, null: bool) -
 
 
 def _hit_table(hits: list[Hit], *, plain: bool) -> bytes:
-    has_bar = _terminal_width() >= _NARROW
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("similarity", *([""] if has_bar else []), "picture"):
-        table.add_column(heading, no_wrap=True)
+    has_bar = shutil.get_terminal_size().columns >= _NARROW
+    headings = ("similarity", "", "picture") if has_bar else ("similarity", "picture")
+    table = Table(*headings, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for hit in hits:
         share = max(0.0, hit.similarity)
         bar = ProgressBar(total=1, completed=share, width=_BAR_WIDTH, style="dim")
@@ -551,13 +549,6 @@ def _hit_table(hits: list[Hit], *, plain: bool) -> bytes:
 
 def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  # words may be longer than a name may be
-
-
-def _terminal_width() -> int:
-    try:
-        return os.get_terminal_size().columns
-    except OSError:
-        return 80
 
 
 def _shown(key: str) -> str:

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from aioembed import MODELS
@@ -98,9 +98,8 @@ def _pins(files: Iterable[CachedFile]) -> dict[str, dict[str, str | int]]:
 
 
 def _model_table() -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("name", "embeds", "dim", "what it is"):
-        table.add_column(heading, no_wrap=heading != "what it is")
+    table = _table("name", "embeds", "dim")
+    table.add_column("what it is")
     for spec in MODELS.values():
         cells = (spec.name, spec.modality, str(spec.embedding_dim or "?"), spec.summary)
         table.add_row(*(Text(cell) for cell in cells))
@@ -355,10 +354,14 @@ def _record(file: CachedFile) -> dict[str, Any]:
     return asdict(file) | {"path": str(file.path)} | times
 
 
+def _table(*headings: str) -> Table:
+    """Return an empty table without lines, whose columns are not wrapped."""
+    columns = (Column(heading, no_wrap=True) for heading in headings)
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
 def _file_table(files: tuple[CachedFile, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("file", "size", "hash from", "last used", "url"):
-        table.add_column(heading, no_wrap=True)
+    table = _table("file", "size", "hash from", "last used", "url")
     for file in files:
         table.add_row(
             Text(file.name),
@@ -375,9 +378,7 @@ def _packed_record(record: PackedRecord) -> dict[str, Any]:
 
 
 def _packed_table(records: list[PackedRecord]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("packed weights", "size", "of", "usable"):
-        table.add_column(heading, no_wrap=True)
+    table = _table("packed weights", "size", "of", "usable")
     for record in records:
         usable = "yes" if record.is_current else "no: cache prune deletes it"
         table.add_row(record.key, decimal(record.size), Text(record.program), usable)
