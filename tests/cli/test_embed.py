@@ -99,6 +99,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert "cannot write" in result.stderr
 
 
+def test_an_unfinished_file_that_cannot_be_made_is_reported_on_one_line(
+    invoke: Invoke, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.json.part").mkdir()
+    result = invoke("embed", picture, "--output", tmp_path / "out.json")
+    assert result.exit_code == 5
+    assert result.stderr.splitlines()[-1].startswith("aioembed: error: cannot write")
+    assert "Traceback" not in result.stderr
+
+
 def test_one_bad_image_leaves_the_others_their_rows(
     invoke: Invoke, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -336,11 +336,15 @@ def result_writer(output: Path | None) -> Iterator[Callable[[bytes], None]]:
                 yield partial(_write_to, file)
         else:
             unfinished = output.with_name(f"{output.name}.part")
-            with unfinished.open("wb") as file:
+            with _as_write_failed():
+                file = unfinished.open("wb")
+            with file:
                 yield partial(_write_to, file)
-            unfinished.replace(output)
+            with _as_write_failed():
+                unfinished.replace(output)
     except _WriteFailed as exc:
-        discard_stdout()
+        if output is None:
+            discard_stdout()
         raise unwritable(output or Path("stdout"), str(exc)) from exc
 
 
@@ -353,9 +357,15 @@ def _write_to_stdout(part: bytes) -> None:
 
 
 def _write_to(file: BinaryIO, part: bytes) -> None:
-    try:
+    with _as_write_failed():
         file.write(part)
         file.flush()
+
+
+@contextmanager
+def _as_write_failed() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as exc:
