@@ -110,6 +110,11 @@ async def test_a_sidecar_and_a_hub_config_are_read_in_this_order(program: Path) 
         await vector(program)
 
 
+async def test_a_preset_is_refused_for_a_program_that_takes_no_image() -> None:
+    with pytest.raises(WrongDimensions, match="which is not a float32 image"):
+        await vector(PROGRAMS.parent / "text" / "fixtures" / "hook_text.pte", "clip")
+
+
 async def test_a_sidecar_that_does_not_fit_names_both_shapes(program: Path) -> None:
     said = {"format": 1, "preprocessing": RNE_PREPROCESSING.model_dump()}
     program.with_suffix(".json").write_text(json.dumps(said))

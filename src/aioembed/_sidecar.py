@@ -197,11 +197,12 @@ def _layout(forward: MethodInfo) -> str:
 
 def _fitted(preset: Preprocessing, forward: MethodInfo) -> Preprocessing:
     """Return a preset at a program's size; what is scaled before a crop grows with it."""
-    info, layout = forward.inputs[0], _layout(forward)
+    info = forward.inputs[0]
     shape = info.shape[-3:]
-    height, width = shape[1:] if layout == "nchw" else shape[:2]
     if info.dtype != "float32" or len(info.shape) not in {3, 4} or _CHANNELS not in shape:
         raise WrongDimensions(f"the program takes {info}, which is not a float32 image")
+    layout = _layout(forward)
+    height, width = shape[1:] if layout == "nchw" else shape[:2]
     edge = preset.shortest_edge
     if edge is not None:
         edge = round(edge * min(height, width) / min(preset.height, preset.width))
