@@ -290,7 +290,7 @@ def delete(
 ) -> None:
     """Delete files and what is recorded of them.
 
-    A file that a loaded model uses is refused.
+    A loaded model keeps a file that it uses; one that is being downloaded is refused.
     """
     with guarded(debug):
         if bool(what) == everything:
