@@ -16,7 +16,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import takewhile
-from types import TracebackType, UnionType
+from types import UnionType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
@@ -237,12 +237,7 @@ class EmbeddingStream(Generic[KeyT]):
         self._started()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exc_info: object) -> None:
         with anyio.CancelScope(shield=True):
             await self.aclose()
 
