@@ -6,7 +6,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidProgram, ModelFileUnreadable, shorten
@@ -53,24 +52,6 @@ _IDENTIFIERS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Sizes that the extended header states, in bytes."""
-
-    program_size: int
-    segment_offset: int
-    segment_size: int | None
-
-    @property
-    def least_file_size(self) -> int:
-        """The file cannot be shorter than this."""
-        if not self.segment_offset:
-            return self.program_size
-        if self.segment_size is None:
-            return self.segment_offset + 1
-        return self.segment_offset + self.segment_size
-
-
 def check_program_file(path: str | os.PathLike[str]) -> None:
     """Refuse a file that cannot be an ExecuTorch program, reading only its first bytes.
 
@@ -89,11 +70,10 @@ def check_program_file(path: str | os.PathLike[str]) -> None:
         raise InvalidProgram(
             f"{shorten(path)} is not an ExecuTorch program: it looks like {seen}; pass a .pte file"
         )
-    layout = _extended_header(head)
-    if layout and size < layout.least_file_size:
+    least = _least_size(head)
+    if size < least:
         raise InvalidProgram(
-            f"{shorten(path)} is truncated: {size} bytes of at least {layout.least_file_size}; "
-            "fetch it again"
+            f"{shorten(path)} is truncated: {size} bytes of at least {least}; fetch it again"
         )
 
 
@@ -197,14 +177,17 @@ def _known(matches: Callable[[bytes], bool], names: tuple[tuple[bytes, str], ...
     return next((name for pattern, name in names if matches(pattern)), None)
 
 
-def _extended_header(head: bytes) -> _Layout | None:
-    if len(head) < _EXTENDED_OFFSET + _EXTENDED.size:
-        return None
+def _least_size(head: bytes) -> int:
+    """Return the bytes that the extended header says there are at least, 0 where there is none."""
+    end = _EXTENDED_OFFSET + _EXTENDED.size
+    if len(head) < end:
+        return 0
     magic, length, program_size, segment_offset = _EXTENDED.unpack_from(head, _EXTENDED_OFFSET)
     if magic != _EXTENDED_MAGIC:
-        return None
-    end = _EXTENDED_OFFSET + _EXTENDED.size
+        return 0
+    if not segment_offset:
+        return int(program_size)
     stated = min(length, len(head) - _EXTENDED_OFFSET)
-    has_segment_size = stated >= _EXTENDED.size + _SEGMENT_SIZE.size
-    segment_size = _SEGMENT_SIZE.unpack_from(head, end)[0] if has_segment_size else None
-    return _Layout(program_size, segment_offset, segment_size)
+    if stated < _EXTENDED.size + _SEGMENT_SIZE.size:
+        return int(segment_offset) + 1
+    return int(segment_offset + _SEGMENT_SIZE.unpack_from(head, end)[0])
