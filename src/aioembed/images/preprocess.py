@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..models import Preprocessing
 from .decode import Stored, from_array
 from .resample import (
+    TURNS,
     Axis,
     RgbImage,
     Turn,
@@ -91,7 +92,7 @@ class _Geometry(NamedTuple):
             orientation: EXIF's, 1 to 8.
             to: What is wanted.
         """
-        turn = Turn.of(orientation)
+        turn = TURNS[orientation]
         width, height = (size[1], size[0]) if turn.swap else size
         resized_width, resized_height = _resized(width, height, to)
         x, left = _centred(width, resized_width, to.width)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = [
+    "TURNS",
     "Axis",
     "Pixels",
     "RgbImage",
@@ -77,19 +78,14 @@ class Axis(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """EXIF's orientation as what makes the stored image upright: swap the sides, then flip."""
+    """What makes a stored image upright: swap the sides, then flip."""
 
     swap: bool
     flip_y: bool
     flip_x: bool
 
-    @classmethod
-    def of(cls, orientation: int) -> Turn:
-        """Return the turn for EXIF's orientation, 1 to 8 (CIPA DC-008, tag 0x0112)."""
-        return _TURNS[orientation]
 
-
-_TURNS = {
+TURNS = {
     1: Turn(swap=False, flip_y=False, flip_x=False),
     2: Turn(swap=False, flip_y=False, flip_x=True),
     3: Turn(swap=False, flip_y=True, flip_x=True),
@@ -99,6 +95,7 @@ _TURNS = {
     7: Turn(swap=True, flip_y=True, flip_x=True),
     8: Turn(swap=True, flip_y=True, flip_x=False),
 }
+"""By EXIF's orientation (CIPA DC-008, tag 0x0112)."""
 
 
 def turn_upright(pixels: RgbImage, orientation: int) -> RgbImage:
@@ -108,7 +105,7 @@ def turn_upright(pixels: RgbImage, orientation: int) -> RgbImage:
         pixels: uint8 `(height, width, 3)`.
         orientation: EXIF's, 1 to 8.
     """
-    turn = Turn.of(orientation)
+    turn = TURNS[orientation]
     swapped = pixels.transpose(1, 0, 2) if turn.swap else pixels
     return swapped[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1]
 
