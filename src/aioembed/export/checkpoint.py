@@ -12,6 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError  # torch.load raises it
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from aioembed._records import hash_file
 from aioembed.errors import CheckpointError, MissingExtra, shorten
 from aioembed.export.families import (
     CLIP,
@@ -160,10 +161,7 @@ class Checkpoint:
     def tokenizer_sha256(self) -> str | None:
         """SHA-256 of the folder's `tokenizer.json`, where it has one."""
         file = self.folder / _TOKENIZER
-        if not file.is_file():
-            return None
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return hash_file(file) if file.is_file() else None
 
     @property
     def licence(self) -> str | None:

