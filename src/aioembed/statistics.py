@@ -194,7 +194,7 @@ class CallRecorder:
         self._submitted = self._refused = 0
         self._outcomes: Counter[Outcome] = Counter()
         self._batch_sizes: Counter[int] = Counter()
-        self._stages: dict[Stage, list[float]] = {stage: [0, 0.0, 0.0] for stage in _STAGES}
+        self._stages = dict.fromkeys(_STAGES, StageStatistics())
         self._rate = Rate()
 
     def submitted(self) -> Stopwatch:
@@ -217,10 +217,10 @@ class CallRecorder:
         if stopwatch.leads:
             self._batch_sizes[stopwatch.batch_size] += 1
         for stage, seconds in timing.stages.items():
-            figures = self._stages[stage]
-            figures[0] += 1
-            figures[1] += seconds
-            figures[2] = max(figures[2], seconds)
+            before = self._stages[stage]
+            self._stages[stage] = StageStatistics(
+                before.calls + 1, before.total + seconds, max(before.longest, seconds)
+            )
         return timing
 
     def snapshot(self, *, pending: int) -> Statistics:
@@ -238,11 +238,6 @@ class CallRecorder:
             refused=self._refused,
             pending=pending,
             batch_sizes=MappingProxyType(dict(sorted(self._batch_sizes.items()))),
-            stages=MappingProxyType(
-                {
-                    stage: StageStatistics(int(calls), total, longest)
-                    for stage, (calls, total, longest) in self._stages.items()
-                }
-            ),
+            stages=MappingProxyType(self._stages.copy()),
             throughput=self._rate.per_second(self._clock()),
         )
