@@ -264,9 +264,10 @@ def _local_files(spec: ModelSpec, file: LocalFile) -> ModelFiles:
 def _cached_files(spec: ModelSpec, files: Sequence[CachedFile]) -> ModelFiles:
     """Return the files of a model that was fetched; its program is the first."""
     program, *others = files
-    named = spec.tokenizer_source
-    tokenizer = others[0].path if others else named and local_file(named)
-    return ModelFiles(program.path, lambda: program.sha256, tokenizer or None)
+    tokenizer = others[0].path if others else None
+    if tokenizer is None and spec.tokenizer_source is not None:
+        tokenizer = local_file(spec.tokenizer_source)
+    return ModelFiles(program.path, lambda: program.sha256, tokenizer)
 
 
 def model_resources(spec: ModelSpec) -> list[Resource]:

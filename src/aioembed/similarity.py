@@ -122,9 +122,9 @@ def quantize(vectors: ArrayLike, vector_type: VectorType) -> NDArray[np.int8] | 
         return levels.astype(np.int8) if vector_type == "int8" else (levels + 128).astype(np.uint8)
     if vector_type in {"binary", "ubinary"}:
         packed: NDArray[np.uint8] = np.packbits(values > 0, axis=-1)
-        return (
-            packed if vector_type == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
-        )
+        if vector_type == "ubinary":
+            return packed
+        return (packed.astype(np.int16) - 128).astype(np.int8)
     raise InvalidConfig(f"vector_type must be int8, uint8, binary or ubinary, not {vector_type!r}")
 
 

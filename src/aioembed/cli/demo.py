@@ -205,7 +205,7 @@ async def _embed(
         await model.load()
         vectors = []
         for picture in pictures:
-            log.subject = shorten_middle(picture.name, _NAME_WIDTH)
+            log.subject = _short(picture.name)
             vectors.append(await model.forward(picture.image))
         images = [NamedImage(change, image) for of in changed for change, image in of.items()]
         with log.together(f"{len(images)} near-duplicates together"):

@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import numpy as np
@@ -115,7 +115,7 @@ class Work:
             item, tower = job
             if tower.modality == "image":
                 return await self._image(tower, item.value, text_model)
-            handle = _texts(tower)
+            handle = cast("TextEmbeddings", tower.handle)  # its modality says so
             embedding = handle.forward(str(item.value), on_tokens=count, **cutting)
             return await self._counted(tower, embedding)
 
@@ -142,7 +142,8 @@ class Work:
         return await read_encoded(source, policy=self._policy)
 
     async def _image(self, tower: Served, image: str | bytes, text_model: str | None) -> Embedding:
-        model, source = _images(tower), _image_source(image, text_model)
+        model = cast("ImageEmbeddings", tower.handle)
+        source = _image_source(image, text_model)
         if _is_fetched(source) or model.source_policy != self._policy:
             source = await self._admit(source)
         return await self._counted(tower, model.forward(source))
@@ -338,13 +339,3 @@ async def _check_dimensions(wanted: int | None, served: Served) -> None:
             code="dimensions_not_supported",
             param="dimensions",
         )
-
-
-def _images(tower: Served) -> ImageEmbeddings:
-    handle: ImageEmbeddings = tower.handle  # type: ignore[assignment]  # its modality says so
-    return handle
-
-
-def _texts(tower: Served) -> TextEmbeddings:
-    handle: TextEmbeddings = tower.handle  # type: ignore[assignment]  # its modality says so
-    return handle
