@@ -29,7 +29,6 @@ __all__ = [
     "CLIP_VIT_BASE_PATCH32_IMAGE_QUANTIZED",
     "CLIP_VIT_BASE_PATCH32_TEXT",
     "EFFICIENTNET_LITE0",
-    "EMBEDDED_SCHEME",
     "IMAGENET_PREPROCESSING",
     "METADATA_METHOD",
     "MODELS",
@@ -405,7 +404,7 @@ class ModelSpec(Frozen):
 ModelSource = ModelSpec | str | os.PathLike[str]
 """What a model can be given as: a `ModelSpec`, a registered name, a URL, or a path."""
 
-EMBEDDED_SCHEME = "embedded:"
+_EMBEDDED_SCHEME = "embedded:"
 
 _HUB = (
     "https://huggingface.co/software-mansion/react-native-executorch-clip-vit-base-patch32"
@@ -531,8 +530,8 @@ def local_file(source: str) -> Path | None:
     Raises:
         InvalidModelSource: A `file:` URL that names another host.
     """
-    if source.startswith(EMBEDDED_SCHEME):
-        return Path(__file__).with_name("data") / source.removeprefix(EMBEDDED_SCHEME)
+    if source.startswith(_EMBEDDED_SCHEME):
+        return Path(__file__).with_name("data") / source.removeprefix(_EMBEDDED_SCHEME)
     scheme = source.partition(":")[0].lower()
     if scheme in {"http", "https"} and "://" in source:
         return None

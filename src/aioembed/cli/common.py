@@ -57,7 +57,6 @@ __all__ = [
     "check_output",
     "complete_models",
     "complete_paths",
-    "discard_stdout",
     "error_record",
     "exit_code_of",
     "guarded",

@@ -42,7 +42,7 @@ from .common import (
 )
 from .embed import NamedImage, embed_all, named_images
 
-__all__ = ["StateLog", "demo"]
+__all__ = ["demo"]
 
 
 class StateLog:

@@ -52,9 +52,7 @@ from .common import (
 
 __all__ = [
     "Check",
-    "Verdict",
     "check_cache",
-    "check_network",
     "doctor",
     "install_checks",
     "machine_checks",

@@ -36,7 +36,7 @@ from .common import (
 )
 from .progress import ProgressLine
 
-__all__ = ["Score", "judge_captions", "judge_duplicates", "verify"]
+__all__ = ["judge_captions", "judge_duplicates", "verify"]
 
 CAPTIONS = {
     "astronaut": "a photo of an astronaut in an orange suit",

@@ -3,7 +3,6 @@
 from .cache import Cache, CachedFile, Pruned, Resource
 from .fetcher import DownloadControl, Fetcher
 from .http import FetchLimits, Timing
-from .hub import is_offline
 from .progress import Progress, ProgressMeter, RateMeter
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "RateMeter",
     "Resource",
     "Timing",
-    "is_offline",
 ]

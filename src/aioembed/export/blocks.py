@@ -18,7 +18,6 @@ from aioembed.export.families import Activation, TowerShape
 
 __all__ = [
     "Affine",
-    "Attention",
     "AttentionHalf",
     "Block",
     "BlockForm",

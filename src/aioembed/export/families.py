@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIP",
     "DINOV2",
-    "FAMILIES",
     "SIGLIP",
     "Activation",
     "Family",
     "Pixels",
-    "Pooling",
     "TextShape",
     "Tower",
     "TowerShape",

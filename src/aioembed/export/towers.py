@@ -28,7 +28,7 @@ from aioembed.export.blocks import (
 from aioembed.export.checkpoint import Checkpoint
 from aioembed.export.families import TextShape, Tower, VisionShape
 
-__all__ = ["AttentionPool", "ImageTower", "TextTower", "build_tower", "reference"]
+__all__ = ["AttentionPool", "build_tower", "reference"]
 
 _MASKED = -1e9
 """Added to the scores of tokens that are not to be seen; -inf is more than kernels promise."""

@@ -21,7 +21,7 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
-    from .fetching import PolicyTransport, Resolver, fetch, resolve
+    from .fetching import PolicyTransport, Resolver, fetch
     from .guard import is_public
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "preprocess",
     "read_encoded",
     "read_file",
-    "resolve",
 ]
 
 _NEED_HTTPX = {
@@ -51,7 +50,6 @@ _NEED_HTTPX = {
     "Resolver": ".fetching",
     "fetch": ".fetching",
     "is_public": ".guard",
-    "resolve": ".fetching",
 }
 
 

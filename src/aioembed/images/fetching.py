@@ -48,7 +48,7 @@ from ..errors import ImageFetchFailed, ImageTooLarge, SourceRefused
 from .guard import check_addresses, check_url, parse_address, parse_url
 from .policy import SourcePolicy
 
-__all__ = ["ImageClient", "PolicyTransport", "Resolver", "fetch", "resolve"]
+__all__ = ["ImageClient", "PolicyTransport", "Resolver", "fetch"]
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Given a host name and a port, returns the addresses it has, as text."""

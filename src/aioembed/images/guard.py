@@ -18,8 +18,6 @@ from ..errors import SourceRefused
 from .policy import SourcePolicy
 
 __all__ = [
-    "Address",
-    "Endpoint",
     "check_addresses",
     "check_url",
     "is_public",

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from ..models import Frozen
 
-__all__ = ["IMAGE_FORMATS", "ImageFormat", "Scheme", "SourcePolicy"]
+__all__ = ["IMAGE_FORMATS", "ImageFormat", "SourcePolicy"]
 
 _WebFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 _OtherFormat = Literal["HEIF", "JPEG2000", "ICO", "PPM", "QOI", "PCX", "DIB", "TGA"]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import BrokenInstallation
 
-__all__ = ["explain", "load_failure", "native"]
+__all__ = ["load_failure", "native"]
 
 _NAME = "_native"
 _AGAIN = "install aioembed again: pip install --force-reinstall --no-cache-dir aioembed"
 _FROM_SOURCE = "or build it here, with a C++ compiler: pip install --no-binary aioembed aioembed"
 
 
-def explain(reason: ImportError, folder: Path) -> BrokenInstallation:
+def _explain(reason: ImportError, folder: Path) -> BrokenInstallation:
     """Return why the native module cannot be loaded, in words.
 
     Args:
@@ -77,7 +77,7 @@ else:
     try:
         native = import_module(f".{_NAME}", __package__)
     except ImportError as exc:
-        failure = explain(exc, Path(__file__).parent)
+        failure = _explain(exc, Path(__file__).parent)
         failure.__cause__ = exc
         native = _Unloadable(failure)
 
