@@ -13,9 +13,11 @@ import typer
 
 from aioembed.errors import InvalidConfig, MissingExtra
 from aioembed.images import SourcePolicy
+from aioembed.models import Modality
 from aioembed.runtime import available_cpus
 
 from .common import (
+    DEFAULT_MODEL,
     DebugOption,
     PreprocessingOption,
     ThreadsOption,
@@ -297,14 +299,17 @@ def _idle_timeout(text: str) -> float | Literal["auto"] | None:
 def _choices(models: list[str], text_models: list[str], tokenizer: str | None) -> list[ModelChoice]:
     from .serving import ModelChoice  # noqa: PLC0415  # an extra
 
-    given = [(text, "image") for text in models] + [(text, "text") for text in text_models]
+    given: list[tuple[str, Modality]] = [(text, "image") for text in models]
+    given += [(text, "text") for text in text_models]
     choices = []
-    for text, modality in given or [("efficientnet-lite0", "image")]:
-        match = _NAMED.fullmatch(text)
-        name, source = match.groups() if match else (None, text)
+    for text, modality in given or [(DEFAULT_MODEL, "image")]:
+        named = _NAMED.fullmatch(text)
         choices.append(
-            ModelChoice.model_validate(
-                {"source": source, "modality": modality, "name": name, "tokenizer": tokenizer}
+            ModelChoice(
+                source=named[2] if named else text,
+                modality=modality,
+                name=named[1] if named else None,
+                tokenizer=tokenizer,
             )
         )
     return choices

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from aioembed.errors import AioembedError, InvalidConfig, shorten
 from aioembed.image import ImageEmbeddings
@@ -44,7 +44,8 @@ _LEAST_CONNECTIONS = 16
 _POLL_SECONDS = 0.05
 
 
-class ModelChoice(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
     """One model to serve.
 
     Attributes:
@@ -54,15 +55,14 @@ class ModelChoice(BaseModel):
         tokenizer: Of a text model without one in its folder.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
-
     source: str
-    modality: Modality = "image"
-    name: str | None = None
-    tokenizer: str | None = None
+    modality: Modality
+    name: str | None
+    tokenizer: str | None
 
 
-class ServerOptions(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
     """Everything that a worker process needs to know.
 
     Attributes:
@@ -88,31 +88,30 @@ class ServerOptions(BaseModel):
         logs_access: Whether the log has a line for each request.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
-
     models: tuple[ModelChoice, ...]
-    preprocessing: str | None = None
-    api_keys: tuple[str, ...] | None = None
-    policy: SourcePolicy = SourcePolicy.untrusted()
-    limits: Mapping[str, float] = {}
-    cors_origins: tuple[str, ...] = ()
-    max_memory: PositiveInt | None = None
-    preload: tuple[str, ...] = ()
-    idle_timeout: IdleTimeout = "auto"
-    max_pending: PositiveInt = 1024
-    threads: PositiveInt | None = None
-    replicas: PositiveInt = 1
-    truncates: bool = False
-    cache_dir: Path | None = None
-    offline: bool | None = None
-    root_path: str = ""
-    is_strict: bool = False
-    fails_fast: bool = False
-    log_level: str = "info"
-    logs_access: bool = False
+    preprocessing: str | None
+    api_keys: tuple[str, ...] | None
+    policy: SourcePolicy
+    limits: Mapping[str, float]
+    cors_origins: tuple[str, ...]
+    max_memory: int | None
+    preload: tuple[str, ...]
+    idle_timeout: IdleTimeout
+    max_pending: int
+    threads: int | None
+    replicas: int
+    truncates: bool
+    cache_dir: Path | None
+    offline: bool | None
+    root_path: str
+    is_strict: bool
+    fails_fast: bool
+    log_level: str
+    logs_access: bool
 
 
-class Listening(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
     """Where and how connections are taken.
 
     Attributes:
@@ -125,15 +124,13 @@ class Listening(BaseModel):
         grace: Seconds that running requests may take when the server stops.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    uds: Path | None = None
-    workers: PositiveInt = 1
-    max_connections: PositiveInt = 1024
-    head_timeout: PositiveFloat = 10.0
-    grace: PositiveFloat = 30.0
+    host: str
+    port: int
+    uds: Path | None
+    workers: int
+    max_connections: int
+    head_timeout: float
+    grace: float
 
     @property
     def address(self) -> str:
@@ -171,7 +168,7 @@ def free_port(listening: Listening) -> Listening:
     family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
     try:
         with socket.create_server((listening.host, listening.port), family=family) as found:
-            return listening.model_copy(update={"port": found.getsockname()[1]})
+            return replace(listening, port=found.getsockname()[1])
     except (OSError, OverflowError) as exc:
         raise InvalidConfig(
             f"cannot listen on {listening.host}:{listening.port}: {exc}; choose another"
