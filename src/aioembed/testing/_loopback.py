@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from types import TracebackType
 from typing import Literal, Self
 
 import anyio
@@ -133,30 +132,17 @@ class LoopbackServer:
         await self._stack.enter_async_context(self._serving())
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(exc_type, exc, traceback)
+    async def __aexit__(self, *_exc_info: object) -> None:
+        await self._stack.aclose()
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         self._port = listener.extra(SocketAttribute.local_port)  # noqa: S610  # not Django's
-        async with listener:
-            group = anyio.create_task_group()
-            failure: BaseException | None = None
-            async with group:
-                group.start_soon(listener.serve, self._serve_connection)
-                try:
-                    yield
-                except BaseException as exc:  # noqa: BLE001  # raised again outside of the group
-                    failure = exc
-                group.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+        async with listener, anyio.create_task_group() as group:
+            group.start_soon(listener.serve, self._serve_connection)
+            yield  # never raises: what ends the body is not passed on to here
+            group.cancel_scope.cancel()
 
     async def _serve_connection(self, stream: SocketStream) -> None:
         self.connections += 1

@@ -6,7 +6,6 @@ import hashlib
 import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Self
 
 from ._loopback import LoopbackServer, Reply, Request, file_reply
@@ -88,13 +87,8 @@ class HubServer:
         await self._stack.enter_async_context(self._hub)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(exc_type, exc, traceback)
+    async def __aexit__(self, *_exc_info: object) -> None:
+        await self._stack.aclose()
 
     def _resolve(self, request: Request) -> Reply:
         sent = request.headers.get("authorization")
