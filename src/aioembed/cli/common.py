@@ -50,7 +50,6 @@ __all__ = [
     "ModelOption",
     "OutputOption",
     "PreprocessingOption",
-    "SimilarityFormat",
     "TextModelOption",
     "ThreadsOption",
     "base_names",
@@ -399,14 +398,6 @@ class ListingFormat(StrEnum):
 
     TABLE = "table"
     JSON = "json"
-
-
-class SimilarityFormat(StrEnum):
-    """What `similarity` can write."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 def error_record(error: AioembedError) -> dict[str, Any]:

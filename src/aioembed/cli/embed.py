@@ -34,7 +34,6 @@ from .common import (
     ModelOption,
     OutputOption,
     PreprocessingOption,
-    SimilarityFormat,
     ThreadsOption,
     base_names,
     check_output,
@@ -182,6 +181,14 @@ class EmbeddingFormat(StrEnum):
     """A float32 array `(inputs, dim)`; an input that failed is a row of NaN."""
     CSV = "csv"
     """A header, then a line for each input that was embedded."""
+
+
+class SimilarityFormat(StrEnum):
+    """What `similarity` can write."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
 
 
 class _Encoder(Protocol):

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import anyio
 
@@ -142,22 +143,19 @@ class Models:
         Raises:
             InvalidConfig: There is none, or the application has not started.
         """
-        for one in self:
-            if name in {None, one.name} and one.modality == "image":
-                return one.handle  # type: ignore[return-value]  # its modality says so
-        raise self._missing("image", name)
+        return cast("ImageEmbeddings", self._handle("image", name))
 
     def text(self, name: str | None = None) -> TextEmbeddings:
         """Return a text model; as `image`."""
-        for one in self:
-            if name in {None, one.name} and one.modality == "text":
-                return one.handle  # type: ignore[return-value]  # its modality says so
-        raise self._missing("text", name)
+        return cast("TextEmbeddings", self._handle("text", name))
 
-    def _missing(self, modality: Modality, name: str | None) -> InvalidConfig:
+    def _handle(self, modality: Modality, name: str | None) -> Handle:
+        for one in self:
+            if name in {None, one.name} and one.modality == modality:
+                return one.handle
         if not self._served:
-            return InvalidConfig("the application has not started: give it lifespan=lifespan(...)")
-        return InvalidConfig(f"there is no {modality} model{f' {name!r}' if name else ''}")
+            raise InvalidConfig("the application has not started: give it lifespan=lifespan(...)")
+        raise InvalidConfig(f"there is no {modality} model{f' {name!r}' if name else ''}")
 
     @asynccontextmanager
     async def running(

@@ -68,10 +68,10 @@ class ApiKeys:
     """
 
     def __init__(self, keys: str | Iterable[str] | None) -> None:
-        given = [keys] if isinstance(keys, str) else list(keys) if keys is not None else None
-        if given is not None and (not given or not all(key.strip() for key in given)):
+        given = [keys] if isinstance(keys, str) else list(keys or ())
+        if keys is not None and not (given and all(key.strip() for key in given)):
             raise InvalidConfig("an API key is empty: give one, or None for no key")
-        self._digests = [_digest(key.encode()) for key in given or ()]
+        self._digests = [_digest(key.encode()) for key in given]
 
     @property
     def are_required(self) -> bool:
