@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,7 @@ from starlette.types import Message, Receive
 
 from aioembed import ImageEmbeddings, Queueing, Status
 from aioembed.errors import ModelError
-from aioembed.integrations.fastapi import Models, ServerLimits, app, lifespan, stop
+from aioembed.integrations.fastapi import Metrics, Models, ServerLimits, app, lifespan, stop
 from aioembed.integrations.fastapi.schemas import States
 from aioembed.testing import HubServer
 
@@ -208,6 +209,23 @@ async def test_a_failed_load_is_tried_again_and_logged(
             await anyio.sleep(0.01)
     assert "trying again in 1 s" in caplog.text
     assert "late.pte (image) cannot be loaded" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError])
+def test_the_gauges_of_a_worker_that_has_ended_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    """Its process number is free, or that of another user's process by now."""
+
+    def kill(_process: int, _signal: int) -> None:
+        raise error
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "kill", kill)
+    gauges = tmp_path / "gauge_livesum_4194305.db"
+    gauges.touch()
+    Metrics().render()
+    assert not gauges.exists()
 
 
 async def test_metrics_count_requests_and_models(client: httpx.AsyncClient) -> None:

@@ -139,7 +139,7 @@ def _forget_dead_processes(folder: Path) -> None:
         process = path.stem.rpartition("_")[2]
         try:
             os.kill(int(process), 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # or another user's process has its number
             mark_process_dead(int(process), str(folder))  # type: ignore[no-untyped-call]
 
 
