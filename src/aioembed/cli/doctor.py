@@ -313,9 +313,8 @@ _SEE_ABOVE = "if no line above says why, install again: pip install --force-rein
 
 
 class _Trial(TypedDict):
-    """What the child found: seconds and the vector's length, or the error."""
+    """What the child found: seconds and the vector's length."""
 
-    error: str
     load_seconds: float
     embed_seconds: float
     length: float
@@ -347,8 +346,6 @@ async def _embedding() -> Check:
         lines = child.stderr.decode(errors="replace").strip().splitlines()
         return _broken(lines[-1] if lines else f"exit code {child.returncode}", _SEE_ABOVE)
     trial: _Trial = json.loads(child.stdout)
-    if trial["error"]:
-        return _broken(trial["error"], _SEE_ABOVE)
     found = (
         f"{EFFICIENTNET_LITE0.name} loaded in {trial['load_seconds'] * 1000:.0f} ms, "
         f"embedded in {trial['embed_seconds'] * 1000:.1f} ms"
@@ -371,22 +368,22 @@ def _died(cause: signal.Signals) -> Check:
 
 
 def report_trial() -> None:
-    """Write what the trial found to stdout, for the process that started it."""
-    sys.stdout.write(json.dumps(anyio.run(_try_embedding)))
+    """Write what the trial found to stdout, for the process that started it; errors to stderr."""
+    try:
+        trial = anyio.run(_try_embedding)
+    except AioembedError as error:
+        sys.exit(str(error))
+    sys.stdout.write(json.dumps(trial))
 
 
 async def _try_embedding() -> _Trial:
     noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
     begun = time.perf_counter()
-    try:
-        async with ImageEmbeddings() as model:
-            await model.load()
-            loaded = time.perf_counter()
-            vector = await model.forward(noise)
-    except AioembedError as error:
-        return {"error": str(error), "load_seconds": 0, "embed_seconds": 0, "length": 0}
+    async with ImageEmbeddings() as model:
+        await model.load()
+        loaded = time.perf_counter()
+        vector = await model.forward(noise)
     return {
-        "error": "",
         "load_seconds": loaded - begun,
         "embed_seconds": time.perf_counter() - loaded,
         "length": float(np.linalg.norm(vector)),
