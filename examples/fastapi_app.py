@@ -1,4 +1,4 @@
-"""Embeddings in a FastAPI application: four lines, then routes and its own background job.
+"""Embeddings in a FastAPI application: added in four lines, then used in routes and a job.
 
 Run it with `granian --interface asgi fastapi_app:app` from this folder, then try
 
@@ -30,7 +30,7 @@ app.include_router(router(models), prefix="/embed")
 
 @dataclass
 class Album:
-    """Photos by number; a number is never given twice, whatever becomes of its photo."""
+    """Photos by number; a number is never reused, even if its photo fails."""
 
     photos: dict[int, NDArray[np.float32] | None] = field(default_factory=dict)
     numbers: count[int] = field(default_factory=count)
@@ -40,7 +40,7 @@ album = Album()
 
 
 def image_model() -> ImageEmbeddings:
-    """Return the model for the routes; tests replace it by `app.dependency_overrides`."""
+    """Return the model for the routes; tests replace it with `app.dependency_overrides`."""
     return models.image()
 
 

@@ -19,7 +19,7 @@ class LocalRedis:
     """A `redis-server` process that keeps every write in an append-only file.
 
     Args:
-        folder: Where its file lies; a server started there again has what was in it.
+        folder: Where it stores its data; a server started there again has the same data.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class LocalRedis:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of the server."""
         return f"redis://127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
@@ -60,7 +60,7 @@ class LocalRedis:
 
 @contextmanager
 def local_redis(folder: Path) -> Iterator[LocalRedis]:
-    """Run a Redis inside `with`."""
+    """Run a Redis server inside a `with` block."""
     server = LocalRedis(folder)
     server.start()
     try:

@@ -42,7 +42,7 @@ PREVIEW = (1000, 1000)  # pixels, for terminals that show images
 
 
 def open_upright(path: str, size: tuple[int, int]) -> Image.Image | None:
-    """Return a picture as its EXIF says that it was taken, at most so large; blocks."""
+    """Return a picture, upright by its EXIF and no larger than `size`; blocks."""
     try:
         with Image.open(path) as picture:
             picture.draft("RGB", (2 * max(size), 2 * max(size)))  # JPEGs: decode no more than that
@@ -160,7 +160,7 @@ class PhotoSearch(ModelMixin, App[None]):
         self.sync(self.folder)
 
     async def on_unmount(self) -> None:
-        """Let a sync that is cancelled commit what it has, before the index is closed."""
+        """Cancel the sync, and wait until it has committed, before the index is closed."""
         self.workers.cancel_all()
         await asyncio.gather(*(one.wait() for one in self.workers), return_exceptions=True)
 
@@ -267,7 +267,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--index", type=Path, help="without it, that of `aioembed index`")
+    parser.add_argument("--index", type=Path, help="by default the index of `aioembed index`")
     parser.add_argument("--model", default="efficientnet-lite0")
     parser.add_argument("--text-model")
     try:

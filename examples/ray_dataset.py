@@ -3,7 +3,7 @@
     python examples/ray_dataset.py demo                              # offline, on this machine
     python examples/ray_dataset.py embed FOLDER OUTPUT --actors 2    # --model clip-...
 
-On a cluster the folder, the output and the model's cache have to be reachable from each machine.
+On a cluster the folder, the output and the model's cache must be reachable from each machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aioembed.integrations.ray import embed_images
 def embed(
     folder: Path, output: Path, *, model: str = "efficientnet-lite0", actors: int = 2
 ) -> None:
-    """Write a row for each file: its path, its vector, or why it has none.
+    """Write a row for each file: its path, and its vector or its error.
 
     Parquet files of an earlier run in the same place are replaced.
     """

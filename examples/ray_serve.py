@@ -1,6 +1,6 @@
 """Embeddings over HTTP as a Ray Serve deployment that scales with its requests.
 
-python examples/ray_serve.py demo     # offline: starts it, asks it, stops it
+python examples/ray_serve.py demo     # offline: starts it, sends a request, stops it
 serve run ray_serve:app               # from this folder, on a cluster; then POST /v1/embeddings
 """
 
@@ -38,7 +38,7 @@ app = deployment(serve.ingress(application)()).bind()
 
 
 def demo() -> None:
-    """Ask a deployment on loopback for the vectors of two pictures."""
+    """Request the vectors of two pictures from a deployment on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)

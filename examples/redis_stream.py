@@ -111,7 +111,7 @@ class Consumer:
                 await self.redis.xack(STREAM, GROUP, message.id)
                 self.count("stored", message)
             case Err(error=FileReadFailed() | ImageFetchFailed() as error):
-                self.count("postponed", message, error)  # until it has been idle
+                self.count("postponed", message, error)  # delivered again after `idle` seconds
             case Err(error=InvalidUserInput() as error):
                 await self.bury(message, f"{type(error).__name__}: {error}")
             case Err(error=error):
@@ -131,7 +131,7 @@ class Consumer:
 
 
 async def consume(url: str, index: Path, **options: Any) -> None:
-    """Consume until SIGTERM or Ctrl-C; what is under way then is finished."""
+    """Consume until SIGTERM or Ctrl-C, then finish the messages in flight."""
     async with Redis.from_url(url, socket_timeout=10) as redis, ImageEmbeddings() as model:
         await model.load()
         async with EmbeddingIndex(index, space=model.space) as vectors:

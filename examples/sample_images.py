@@ -1,4 +1,4 @@
-"""Small pictures for the examples, drawn when they are wanted."""
+"""Small pictures for the examples, drawn on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def draw(number: int, side: int = 48) -> bytes:
-    """Return a PNG file of coarse random blocks, another one for each number."""
+    """Return a PNG file of coarse random blocks, a different one for each number."""
     blocks = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST).save(file, "PNG")
@@ -19,7 +19,7 @@ def draw(number: int, side: int = 48) -> bytes:
 
 
 def fill(folder: Path, count: int) -> Iterator[Path]:
-    """Write pictures into a folder, one with each step."""
+    """Write pictures into a folder, one per iteration, and yield their paths."""
     for number in range(count):
         path = folder / f"{number:05}.png"
         path.write_bytes(draw(number))
