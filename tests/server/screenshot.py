@@ -1,6 +1,6 @@
 """Take the picture of the server's page for the README: `python -m tests.server.screenshot`.
 
-Needs playwright, Chromium and the extras `cli` and `serve`.
+Needs playwright, Chromium and the extra `server`.
 """
 
 from __future__ import annotations
