@@ -8,9 +8,8 @@ import os
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -20,6 +19,7 @@ import anyio
 import numpy as np
 
 from ._batcher import Batcher
+from ._calls import Calls, OnCall
 from ._loader import Admission, Admit, Inputs, LoadedModel, Loader
 from ._signature import ModelContract
 from ._tasks import BlockingCall, Loop, Task, current_loop, has_ended, is_stopped, spawn, to_end
@@ -31,7 +31,6 @@ from .errors import (
     InternalError,
     InvalidConfig,
     InvalidUserInput,
-    ModelBusy,
     ModelClosed,
     ModelNotLoaded,
     ProgramLost,
@@ -50,7 +49,7 @@ from .options import LoadOptions, Queueing, check_count, check_kind
 from .runtime import Program, available_cpus
 from .similarity import Embedding, Embeddings
 from .state import Lifecycle, ModelState, Status
-from .statistics import CallRecorder, CallTiming, Outcome, Statistics, Stopwatch
+from .statistics import Statistics, Stopwatch
 from .stream import (
     EmbeddingStream,
     Err,
@@ -66,7 +65,6 @@ _logger = logging.getLogger("aioembed.handle")
 
 InputT = TypeVar("InputT")
 KeyT = TypeVar("KeyT")
-OnCall = Callable[[CallTiming], object]
 
 _STREAM_CONCURRENCY = 64
 _MOST_FETCHED = 64
@@ -149,10 +147,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._admit: Admit | None = None
         self._admission: Admission | None = None  # of the memory that the model takes
 
-        self._on_call = on_call
-        self._recorder = CallRecorder()
-        self._pending = 0
-        self._wanting: deque[anyio.Event] = deque()
+        most = self._queueing.most
+        self._calls = Calls(most, on_call=on_call, on_pending=self._on_pending)
 
     def __repr__(self) -> str:
         """The model's name and its status."""
@@ -394,14 +390,8 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         """Embed one item; subclasses say what it may be."""
         self._check_loop()
         _check_timeout(timeout)
-        if self._pending >= self._queueing.most:
-            self._recorder.refused()
-            raise ModelBusy(
-                f"{self._pending} calls wait or run and {self._queueing.most} is the most: try "
-                "again later",
-                pending=self._pending,
-            )
-        with self._counted() as stopwatch:
+        self._calls.check_room()
+        with self._calls.counted() as stopwatch:
             if timeout is None:
                 return await self._embed(item, stopwatch)
             with anyio.move_on_after(timeout):
@@ -488,7 +478,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
                 is_fatal=self._is_fatal,
                 on_end=self._streams.discard,
                 ordered=ordered,
-                concurrency=min(wanted, self._queueing.most),
+                concurrency=min(wanted, self._calls.most),
             )
             self._streams.add(pipeline)
             return pipeline
@@ -530,7 +520,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     def statistics(self) -> Statistics:
         """Return what has been done since the handle was made, as a frozen value."""
-        return self._recorder.snapshot(pending=self._pending)
+        return self._calls.statistics()
 
     # --- what is known once loaded
 
@@ -758,7 +748,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
     async def _sleep_when_unused(self, session: Session, timeout: float) -> None:
         while self._session is session and self._close is None:
             left = self._unused_since + timeout - time.monotonic()
-            if self._pending or self._lifecycle.status is Status.GENERATING:
+            if self._calls.pending or self._lifecycle.status is Status.GENERATING:
                 left = timeout
             if left > 0:
                 await anyio.sleep(left)
@@ -879,66 +869,19 @@ class EmbeddingHandle(ABC, Generic[InputT]):
 
     async def _embed_when_admitted(self, item: InputT) -> Embedding:
         """Embed one item as soon as there is room for it."""
-        while self._pending >= self._queueing.most:
-            room = anyio.Event()
-            self._wanting.append(room)
-            try:
-                await room.wait()
-            except BaseException:
-                if room in self._wanting:
-                    self._wanting.remove(room)
-                else:  # pass on the room that was offered
-                    self._offer_room()
-                raise
-        with self._counted() as stopwatch:
+        await self._calls.wait_for_room()
+        with self._calls.counted() as stopwatch:
             return await self._embed(item, stopwatch)
 
     def _is_fatal(self, error: Exception) -> bool:
         """Whether an error of one item means that no other can be embedded either."""
         return isinstance(error, ModelNotLoaded | WrongEventLoop) or error is self.state.error
 
-    @contextmanager
-    def _counted(self) -> Iterator[Stopwatch]:
-        """Count and time a call, and turn what nobody foresaw into an `InternalError`."""
-        stopwatch = self._recorder.submitted()
-        self._count_pending(1)
-        outcome: Outcome = "cancelled"
-        error: BaseException | None = None
-        try:
-            yield stopwatch
-            outcome = "succeeded"
-        except (AioembedError, MemoryError, Warning) as exc:
-            outcome = "timed_out" if isinstance(exc, ForwardTimeout) else "failed"
-            error = exc
-            raise
-        except Exception as exc:
-            outcome = "failed"
-            error = InternalError.of(exc)
-            _logger.exception("a call failed in an unforeseen way")
-            raise error from exc
-        finally:
-            self._count_pending(-1)
-            self._offer_room()
-            self._report_call(self._recorder.ended(stopwatch, outcome, error))
-            error = None  # its traceback refers to this frame
-
-    def _report_call(self, timing: CallTiming) -> None:
-        if self._on_call is not None:
-            try:
-                self._on_call(timing)
-            except Exception:
-                _logger.exception("on_call raised; the call that it reports is not affected")
-
-    def _offer_room(self) -> None:
-        if self._wanting and self._pending < self._queueing.most:
-            self._wanting.popleft().set()
-
-    def _count_pending(self, change: int) -> None:
-        self._pending += change
-        if not self._pending:
+    def _on_pending(self, pending: int) -> None:
+        if not pending:
             self._unused_since = time.monotonic()
         if self._lifecycle.status is not Status.CLOSED:
-            self._lifecycle.update(queue_depth=self._pending)
+            self._lifecycle.update(queue_depth=pending)
 
 
 _NOTHING_DONE: dict[str, Any] = {
