@@ -63,7 +63,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
         offline: Never use the network for models; None reads `HF_HUB_OFFLINE`.
         http_client: Fetches the model, in place of its own client. It is not closed.
         preprocessing: Of the images whose vectors these are compared with, where that image
-            handle was given one of its own. It changes the space's name, not the vectors.
+            handle was given one. It changes the space's name, not the vectors.
         sha256: What the model's file must hash to, 64 hexadecimal digits: for a program whose
             files are pinned. None takes the published hash, or trusts the first download.
         packed_weights: Keep what the runtime computes from the weights in a file of the cache,
