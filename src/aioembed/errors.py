@@ -8,7 +8,7 @@ AioembedError
 ├── ModelNotLoaded                forward() before anything was loaded
 │   └── ModelClosed               the handle was closed
 ├── WrongEventLoop                the handle is open on another event loop
-├── ModelBusy                     the queue is full, or on_busy="raise" and a call is running
+├── ModelBusy                     as many calls wait or run as may
 ├── ForwardTimeout                no embedding within the caller's timeout
 ├── BatchItemFailed               one item of forward_batch() failed; `index` says which
 ├── InternalError                 an unexpected error; its cause says what happened
@@ -241,7 +241,7 @@ class WrongEventLoop(AioembedError):
 
 
 class ModelBusy(AioembedError):
-    """The queue is full, or `on_busy="raise"` and a call is running.
+    """As many calls wait or run as `max_pending` allows.
 
     Attributes:
         pending: How many calls were waiting or running when this one was refused.

@@ -147,8 +147,9 @@ class EmbeddingHandle(ABC, Generic[InputT]):
         self._admit: Admit | None = None
         self._admission: Admission | None = None  # of the memory that the model takes
 
-        most = self._queueing.most
-        self._calls = Calls(most, on_call=on_call, on_pending=self._on_pending)
+        self._calls = Calls(
+            self._queueing.max_pending, on_call=on_call, on_pending=self._on_pending
+        )
 
     def __repr__(self) -> str:
         """The model's name and its status."""

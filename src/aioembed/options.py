@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "IdleTimeout",
     "LoadOptions",
-    "OnBusy",
     "Queueing",
     "Threads",
     "Verify",
@@ -26,7 +25,6 @@ __all__ = [
     "check_kind",
 ]
 
-OnBusy = Literal["wait", "raise"]
 Verify = Literal["recorded", "always"]
 IdleTimeout = float | Literal["auto"] | None
 
@@ -88,9 +86,7 @@ class Queueing:
 
     Attributes:
         max_pending: Most calls that may wait or run at the same time; one more is refused with
-            `ModelBusy`.
-        on_busy: `wait` queues calls up to `max_pending`; `raise` refuses a call while another is
-            under way, as the hook does.
+            `ModelBusy`. With 1 none waits, as with the hook of React Native ExecuTorch.
         max_wait: Seconds that a call may wait for others to fill its batch, where the program
             takes several items at once. At 0 a batch is what waits already.
 
@@ -99,22 +95,14 @@ class Queueing:
     """
 
     max_pending: int = 1024
-    on_busy: OnBusy = "wait"
     max_wait: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("max_pending", self.max_pending)
-        if self.on_busy not in get_args(OnBusy):
-            raise InvalidConfig(f"on_busy is 'wait' or 'raise', not {self.on_busy!r}")
         if not _is_number(self.max_wait) or not 0 <= self.max_wait < math.inf:
             raise InvalidConfig(
                 f"max_wait must be a number of seconds from 0 on, not {self.max_wait!r}"
             )
-
-    @property
-    def most(self) -> int:
-        """Most calls that may wait or run at the same time."""
-        return 1 if self.on_busy == "raise" else self.max_pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

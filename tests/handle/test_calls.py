@@ -83,7 +83,7 @@ async def test_a_timeout_also_bounds_the_wait_for_the_load(loads: Brake, pixels:
 async def test_refused_calls_are_counted_and_carry_the_queues_length(
     inference: Brake, pixels: Pixels
 ) -> None:
-    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(on_busy="raise")) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=1)) as model:
         await model.load()
         inference.hold()
         async with anyio.create_task_group() as tasks:

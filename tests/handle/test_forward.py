@@ -93,9 +93,9 @@ async def test_a_full_queue_says_so_and_serves_those_in_it(inference: Brake) -> 
         assert (await model.forward(numbered(4))).shape == (512,)
 
 
-async def test_strict_mode_refuses_a_second_call_in_the_same_turn() -> None:
+async def test_of_two_calls_in_one_turn_the_second_is_refused() -> None:
     """The hook lets two calls of one tick through; here the second is refused."""
-    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(on_busy="raise")) as model:
+    async with ImageEmbeddings(TINY_IMAGE, queueing=Queueing(max_pending=1)) as model:
         await model.load()
         outcomes: list[str] = []
 

@@ -187,8 +187,6 @@ async def test_no_more_images_are_decoded_concurrently_than_there_are_threads_fo
         {"preprocess": -1},
         {"max_pending": 0},
         {"max_pending": True},
-        {"on_busy": "drop"},
-        {"on_busy": None},
         {"max_wait": -0.001},
         {"max_wait": math.nan},
         {"max_wait": math.inf},

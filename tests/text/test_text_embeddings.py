@@ -120,7 +120,7 @@ async def test_strict_mode_refuses_a_second_call(hook_text: ModelSpec) -> None:
         except ModelBusy as error:
             refused.append(error)
 
-    async with TextEmbeddings(hook_text, queueing=Queueing(on_busy="raise")) as model:
+    async with TextEmbeddings(hook_text, queueing=Queueing(max_pending=1)) as model:
         await model.load()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(embed, model)

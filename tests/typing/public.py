@@ -113,8 +113,8 @@ async def options_take_what_they_say() -> None:
     ImageEmbeddings(
         EFFICIENTNET_LITE0, on_call=watch, threads=2, source_policy=SourcePolicy.trusted()
     )
-    ImageEmbeddings(threads=Threads(preprocess=4), queueing=Queueing(on_busy="raise"))
-    Queueing(on_busy="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ImageEmbeddings(threads=Threads(preprocess=4), queueing=Queueing(max_pending=1))
+    Queueing(max_pending="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Threads(decode=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
