@@ -71,7 +71,7 @@ class Calls:
 
     @contextmanager
     def counted(self) -> Iterator[Stopwatch]:
-        """Count and time a call, and turn an unforeseen error into an `InternalError`."""
+        """Count and time a call, and turn an unexpected error into an `InternalError`."""
         stopwatch = self._recorder.submitted()
         self._change(1)
         outcome: Outcome = "cancelled"
@@ -86,7 +86,7 @@ class Calls:
         except Exception as exc:
             outcome = "failed"
             error = InternalError.of(exc)
-            _logger.exception("a call failed in an unforeseen way")
+            _logger.exception("a call failed unexpectedly")
             raise error from exc
         finally:
             self._change(-1)

@@ -192,7 +192,7 @@ def _side(size: object, name: str) -> object:
 
 def _layout(forward: MethodInfo) -> str:
     shape = forward.inputs[0].shape
-    return "nhwc" if shape[-1] == _CHANNELS and shape[-3:-2] != (_CHANNELS,) else "nchw"
+    return "nhwc" if shape[-1:] == (_CHANNELS,) and shape[-3:-2] != (_CHANNELS,) else "nchw"
 
 
 def _fitted(preset: Preprocessing, forward: MethodInfo) -> Preprocessing:

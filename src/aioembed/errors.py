@@ -23,7 +23,7 @@ AioembedError
 │   ├── ProbeFailed               a program of unknown origin crashed in its trial run
 │   │   └── ProbeIncomplete       a trial run took too long, lacked memory or could not start
 │   ├── UnknownPreprocessing      the preprocessing of an image program is not known
-│   ├── ExecutorchError           the runtime reported an error; `code` is ExecuTorch's own (0-50)
+│   ├── ExecutorchError           the runtime reported an error; `code` is ExecuTorch's (1 to 50)
 │   │   └── ProgramLost           the runtime dropped a loaded program; it must be loaded again
 │   ├── WrongDimensions           a tensor's shape or dtype does not match the program's
 │   ├── UnexpectedNumInputs       the number of inputs does not match the program's
@@ -281,7 +281,7 @@ class InternalError(AioembedError):
     @classmethod
     def of(cls, error: BaseException) -> InternalError:
         """Return an `InternalError` whose cause is `error`."""
-        wrapped = cls(f"an unforeseen {type(error).__name__}: {error}; please report it")
+        wrapped = cls(f"an unexpected {type(error).__name__}: {error}; please report it")
         wrapped.__cause__ = error
         return wrapped
 

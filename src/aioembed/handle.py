@@ -268,7 +268,7 @@ class EmbeddingHandle(ABC, Generic[InputT]):
             InvalidConfig: The size of the thread pool can no longer change.
             ModelClosed: The handle was closed meanwhile.
             WrongEventLoop: The handle is open on another event loop.
-            InternalError: Something that nobody foresaw; its cause says what.
+            InternalError: An unexpected error; its cause says which.
         """
         self._open()
         await self._loaded()

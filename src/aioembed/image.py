@@ -148,7 +148,7 @@ class ImageEmbeddings(EmbeddingHandle[ImageInput]):
             ModelClosed: The handle was closed.
             WrongEventLoop: The handle is open on another event loop.
             ProgramLost: The runtime gave the program up; `load` brings it back.
-            InternalError: Something that nobody foresaw; its cause says what.
+            InternalError: An unexpected error; its cause says which.
             AioembedError: The load that this call waited for failed.
         """
         return await super().forward(in_rgb(image, format), timeout=timeout)

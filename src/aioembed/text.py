@@ -155,7 +155,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
             ModelClosed: The handle was closed.
             WrongEventLoop: The handle is open on another event loop.
             ProgramLost: The runtime gave the program up; `load` brings it back.
-            InternalError: Something that nobody foresaw; its cause says what.
+            InternalError: An unexpected error; its cause says which.
             AioembedError: The load that this call waited for failed.
         """
         if truncate is None and on_tokens is None:
@@ -180,7 +180,7 @@ class TextEmbeddings(EmbeddingHandle[str]):
             ModelClosed: The handle was closed.
             WrongEventLoop: The handle is open on another event loop.
             ProgramLost: The runtime gave the program up; `load` brings it back.
-            InternalError: Something that nobody foresaw; its cause says what.
+            InternalError: An unexpected error; its cause says which.
             AioembedError: The load that this call waited for failed.
         """
         self._check_loop()

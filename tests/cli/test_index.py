@@ -195,8 +195,9 @@ def test_words_without_a_text_model_are_explained(
     result = invoke("search", "a cat on a sofa", "--index", index_file)
     assert result.exit_code == 1
     assert "no text model" in result.stderr
-    result = invoke("search", "missing.png", "--index", index_file)
-    assert "no such file" in result.stderr
+    for missing in ("missing.png", "missing.avif", "missing.HEIC"):
+        result = invoke("search", missing, "--index", index_file)
+        assert "no such file" in result.stderr
 
 
 def test_folders_are_forgotten_and_all_are_brought_up_to_date(

@@ -126,7 +126,7 @@ async def test_a_token_that_no_header_takes_is_named_and_not_shown(
     assert not any(word in text for text in [*texts, caplog.text] for word in ("cret", "hf_"))
 
 
-async def test_an_unforeseen_failure_is_one_typed_error(
+async def test_an_unexpected_failure_is_one_typed_error(
     scripted: Any, serve_file: Any, make_fetcher: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def on_request(_request: httpx.Request) -> None:

@@ -230,7 +230,7 @@ async def test_a_decoding_whose_caller_left_still_counts_as_a_thread(
         assert brake.calls == 2
 
 
-async def test_an_unforeseen_error_of_a_call_is_typed_and_counted(
+async def test_an_unexpected_error_of_a_call_is_typed_and_counted(
     caplog: pytest.LogCaptureFixture, pixels: Pixels
 ) -> None:
     class Odd:

@@ -207,7 +207,7 @@ IndexModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="As for `embed`; the one that the index was made with where not given.",
+        help="As for `embed`; by default the one that the index was made with.",
         autocompletion=complete_models,
         show_default=False,
     ),
@@ -237,7 +237,7 @@ MaxPixelsOption = Annotated[
         "--max-pixels",
         min=1,
         metavar="N",
-        help="Most pixels of one image, 300 million where not given; each takes 4 bytes of memory.",
+        help="Most pixels of one image, by default 300 million; each takes 4 bytes of memory.",
         show_default=False,
     ),
 ]
@@ -248,7 +248,7 @@ ThreadsOption = Annotated[
         min=1,
         max=256,
         metavar="N",
-        help="Threads to compute with; as many as this process may use where not given.",
+        help="Threads to compute with; by default one per CPU that this process may use.",
         show_default=False,
     ),
 ]

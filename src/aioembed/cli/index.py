@@ -25,6 +25,7 @@ from aioembed import ImageEmbeddings, TextEmbeddings
 from aioembed.errors import FileReadFailed, IndexFileError, InvalidUserInput
 from aioembed.handle import EmbeddingHandle
 from aioembed.index import EmbeddingIndex, Hit, IndexInfo, SyncReport, default_index_path
+from aioembed.index.folder import is_picture_name
 from aioembed.models import MODELS, ModelSpec
 
 from . import ExitCode
@@ -59,7 +60,6 @@ _SHOWN_ERRORS = 20
 _BAR_WIDTH = 20
 _NARROW = 60
 _LINE_SECONDS = 0.2
-_PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 _IndexOption = Annotated[
     Path | None,
@@ -67,7 +67,7 @@ _IndexOption = Annotated[
         "--index",
         "-i",
         metavar="FILE",
-        help="The index's file; your own, in the platform's data folder, where not given.",
+        help="The index's file; by default your own, in the platform's data folder.",
         autocompletion=complete_paths,
         show_default=False,
     ),
@@ -116,7 +116,7 @@ def index(
         list[Path] | None,
         typer.Argument(
             metavar="DIR",
-            help="Subfolders count too; where none is given, all that were indexed before.",
+            help="Subfolders count too; by default all folders that were indexed before.",
             autocompletion=complete_paths,
             show_default=False,
         ),
@@ -517,7 +517,7 @@ def _is_picture(query: str, *, has_words: bool) -> bool:
     """Return whether a query is a picture's name, of one that may be missing too."""
     if query == STDIN or is_uri(query) or _exists(query):
         return True
-    looks_like_path = os.sep in query or Path(query).suffix.lower() in _PICTURE_SUFFIXES
+    looks_like_path = os.sep in query or is_picture_name(query)
     return looks_like_path and not (has_words and " " in query)
 
 
@@ -570,7 +570,7 @@ def duplicates(
         Path | None,
         typer.Argument(
             metavar="DIR",
-            help="Only pictures below it; all that are indexed where not given.",
+            help="Only pictures below it; by default all that are indexed.",
             autocompletion=complete_paths,
             show_default=False,
         ),

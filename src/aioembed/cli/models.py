@@ -267,7 +267,7 @@ def size(debug: DebugOption = False) -> None:
 
 @cache_app.command()
 def verify(what: _WhatArgument = None, debug: DebugOption = False) -> None:
-    """Hash files again; all where none is named. A damaged one is discarded."""
+    """Hash files again: those that are named, or all. A damaged one is downloaded again."""
     with guarded(debug):
         cache = Cache()
         files = anyio.run(cache.list)

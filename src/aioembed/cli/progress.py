@@ -60,7 +60,7 @@ class ProgressLine:
     Args:
         model: The handle to follow.
         total: How many items are to be embedded.
-        console: Where to show it; stderr where not given.
+        console: Where to show it; by default stderr.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ _ModelsOption = Annotated[
         "-m",
         metavar="[NAME=]MODEL",
         help="A name from `aioembed models`, the path of a .pte file, or its URL; may be repeated. "
-        "NAME is what clients call it. efficientnet-lite0 where none is given.",
+        "NAME is what clients call it. By default efficientnet-lite0.",
         autocompletion=complete_models,
         show_default=False,
     ),
@@ -263,8 +263,8 @@ def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
     Raises:
         InvalidConfig: An empty one, which would let everyone in, or a file that has none.
     """
-    if not keys and _KEY_VARIABLE in os.environ:  # typer takes an empty one for none
-        raise InvalidConfig(f"{_KEY_VARIABLE} is empty: set it to a key, or unset it for none")
+    if not keys and _KEY_VARIABLE in os.environ:  # typer ignores an empty one
+        raise InvalidConfig(f"{_KEY_VARIABLE} is empty: set it to a key, or unset it")
     found = list(keys or ())
     if file is not None:
         try:
@@ -276,7 +276,7 @@ def _keys(keys: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
             raise InvalidConfig(f"{file} has no key: write one on each line")
         found += read
     if any(not key.strip() for key in found):
-        raise InvalidConfig("an API key is empty: give one, or leave the option out for none")
+        raise InvalidConfig("an API key is empty: give one, or leave the option out")
     return tuple(found) or None
 
 

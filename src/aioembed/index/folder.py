@@ -31,6 +31,7 @@ __all__ = [
     "FolderSync",
     "OnProgress",
     "SyncReport",
+    "is_picture_name",
     "is_unchanged",
     "is_utf8",
     "walk",
@@ -239,6 +240,11 @@ def _look(entry: os.DirEntry[str], folders: deque[str], links: deque[str]) -> Fo
 
 def _suffix(path: str) -> str:
     return path.rpartition(".")[2].lower()
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a file's name says that it is a picture, of a format that is read or not."""
+    return "." in name and _suffix(name) in _SUFFIXES | _UNSUPPORTED
 
 
 def is_utf8(text: str) -> bool:

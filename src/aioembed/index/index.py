@@ -256,7 +256,7 @@ class EmbeddingIndex:
         """Return the vectors nearest to one, by their cosine similarity.
 
         Up to 4,096 vectors are all compared. Of more, the 200 (or 10 x `k`) with the nearest
-        sketches are: `docs/search.md` says how few of the nearest that misses.
+        sketches are; `docs/performance.md` has the recall.
 
         Args:
             embedding: `(dim,)`, of any length above 0.

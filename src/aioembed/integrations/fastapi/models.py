@@ -85,8 +85,8 @@ class Models:
     """The models of an application, shared by `lifespan`, `router` and its own routes.
 
     Args:
-        models: Handles, which serve one run of the application, since closing them is final; or a
-            function that makes them, called at each start.
+        models: Handles, which serve one run of the application; or a function
+            that makes them, called at each start.
         max_memory: Bytes that loaded models may take, as for `ModelPool`: models are loaded when
             they are asked for, and sleep where others need their memory. None loads all of them
             at the start.
