@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aioembed.export.checkpoint import Checkpoint  # noqa: E402
 from aioembed.export.families import TextShape, VisionShape  # noqa: E402
 from aioembed.export.samples import text_samples  # noqa: E402
 from aioembed.export.towers import build_tower, reference  # noqa: E402
-from aioembed.export.tune import balance, choose_norm, preferred_form  # noqa: E402
+from aioembed.export.tune import balance, choose_norm, choose_table, preferred_form  # noqa: E402
 
 from .checkpoints import (  # noqa: E402
     TINY,
@@ -190,6 +191,33 @@ def test_texts_to_judge_on_repeat_words_as_well(tiny_clip: Path) -> None:
     long = [text[1:-1] for text in texts if len(text) > 8]
     assert sum(len(set(words)) == 1 for words in long) >= 16
     assert max(len(set(words)) for words in long) > shape.context_length // 2
+
+
+def add_outliers_to_tokens(state: dict[str, Any]) -> None:
+    """Make one channel of every token large, which a norm scales down again."""
+    for name, tensor in state.items():
+        if name.endswith("token_embedding.weight"):
+            tensor[:, 0] = 20 * tensor.std()
+        if "text_model" in name and "layer_norm1.weight" in name:
+            tensor[0] = 0
+
+
+@pytest.mark.parametrize(("outliers", "dtype"), [(False, torch.int8), (True, torch.int16)])
+def test_the_token_table_is_int16_where_int8_loses_too_much(
+    tmp_path: Path, outliers: bool, dtype: torch.dtype
+) -> None:
+    folder = save_tiny(tmp_path)
+    checkpoint = Checkpoint.open(rewrite(folder, add_outliers_to_tokens) if outliers else folder)
+    shape = shape_of(checkpoint, "text")
+    samples = text_samples(shape)
+    wanted = reference(checkpoint, shape, samples)
+    build = partial(build_tower, checkpoint, shape, norm="ln", dynamic="tokens")
+
+    module, reason = choose_table(build, samples, wanted)
+
+    assert module.get_buffer("table.weight").dtype is dtype
+    assert reason.startswith(str(dtype).removeprefix("torch."))
+    assert (run(module, samples) * wanted).sum(-1).min() > 0.9995
 
 
 @pytest.mark.parametrize(("name", "tower"), TOWERS)

@@ -412,8 +412,10 @@ def _encode(
     model: str, space_id: str, results: list[Result], form: SimilarityFormat, *, plain: bool
 ) -> bytes:
     embedded = [one for one in results if isinstance(one, Ok)]
-    names, rows = [one.key for one in embedded], [one.embedding for one in embedded]
-    vectors = np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+    names = [one.key for one in embedded]
+    vectors = (
+        np.stack([one.embedding for one in embedded]) if embedded else np.zeros((0, 1), np.float32)
+    )
     matrix = np.asarray(cosine_similarity(vectors, vectors))
     if form is SimilarityFormat.TABLE:
         table = similarity_table(base_names(names), matrix)

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,12 +127,10 @@ def export_model(
     wanted = reference(work.checkpoint, work.shape, work.samples)
     choice = work.choose_norm(wanted, progress)
     progress(f"lowering to XNNPACK: {options.precision}, norms {choice.form}")
-    lowered, products, exempt = work.lower(choice.form, wanted)
+    lowered, exempt, tuned = work.lower(choice.form, wanted)
     progress(f"writing {out}: {lowered.size_bytes / 1e6:.0f} MB")
     _write(lowered, out)
-    notes = [("model", work.title), ("norms", f"{choice.form}: {choice.reason}")]
-    if products:
-        notes.append(("balancing", f"{products} products behind activations"))
+    notes = [("model", work.title), ("norms", f"{choice.form}: {choice.reason}"), *tuned]
     if work.checkpoint.licence:
         notes.append(("licence", work.checkpoint.licence))
     if options.tower == "text" and work.metadata.tokenizer_sha256 is None:
@@ -202,8 +201,12 @@ class _Export:
             sizes = f"{pixels}, {sizes}, {self.shape.activation}"
         return f"{self.checkpoint.family.name}, {self.options.tower} tower, {sizes}"
 
-    def build(self, norm: NormForm, *, final: bool = False) -> torch.nn.Module:
+    def build(
+        self, norm: NormForm, *, final: bool = False, table: torch.dtype | None = None
+    ) -> torch.nn.Module:
         """Make the tower's module; the final one with what only the program needs."""
+        import torch
+
         from aioembed.export.towers import build_tower
 
         return build_tower(
@@ -211,7 +214,7 @@ class _Export:
             self.shape,
             norm=norm,
             dynamic=self._dynamic if final or self._dynamic == "tokens" else None,
-            quantized_table=final and self.options.precision == "int8",
+            table=table or torch.float32,
         )
 
     @property
@@ -229,14 +232,22 @@ class _Export:
         progress("norms: trying both forms")
         return choose_norm(self.build, self.options.precision, self.samples, wanted)
 
-    def lower(self, norm: NormForm, wanted: Tensor) -> tuple[Lowered, int, tuple[str, ...]]:
-        """Return the program, the products of balancing, and the linears that stay fp32."""
-        from aioembed.export.tune import balance, exempt_linears
+    def lower(
+        self, norm: NormForm, wanted: Tensor
+    ) -> tuple[Lowered, tuple[str, ...], list[tuple[str, str]]]:
+        """Return the program, the linears that stay fp32, and what the report says of int8."""
+        from aioembed.export.tune import balance, choose_table, exempt_linears
 
-        module = self.build(norm, final=True)
-        products, exempt = 0, tuple[str, ...]()
+        build = partial(self.build, norm, final=True)
+        exempt, notes = tuple[str, ...](), list[tuple[str, str]]()
+        if self.options.precision == "int8" and self.options.tower == "text":
+            module, reason = choose_table(build, self.samples, wanted)
+            notes.append(("token table", reason))
+        else:
+            module = build()
         if self.options.precision == "int8":
-            products = balance(module, self.samples)
+            if products := balance(module, self.samples):
+                notes.append(("balancing", f"{products} products behind activations"))
             exempt = exempt_linears(module, self.samples, wanted)
         example, dynamic = self._example()
         lowered = lower(
@@ -247,7 +258,7 @@ class _Export:
             precision=self.options.precision,
             exempt=exempt,
         )
-        return lowered, products, exempt
+        return lowered, exempt, notes
 
     def _example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any]] | None]:
         """Return an example of the inputs, and which of their axes vary."""

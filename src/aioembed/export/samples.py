@@ -20,6 +20,8 @@ __all__ = ["image_samples", "text_samples"]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 _MOST = 32
 _LENGTHS = (2, 3, 5, 8, 12, 16, 24, 40, 77)
+_SHORT = (4, 6, 8, 10, 12, 16, 20, 28)
+_OF_EACH_SHORT = 4
 _REPETITIVE = ((12, (1,) * 16 + (2,) * 8 + (4,) * 4), (77, (1, 2, 4)))
 """Lengths, and of how many different words each of their texts is."""
 
@@ -44,7 +46,8 @@ def image_samples(preprocessing: Preprocessing, folder: Path | None) -> Samples:
 def text_samples(shape: TextShape, tokenization: Tokenization | None = None) -> Samples:
     """Return texts of several lengths as a program's inputs, the same each time.
 
-    Some are of random words. In others one word, or a few in turn, fill the text: all of its
+    Some are of random words, most of these short: int8 loses several times as much on a few short
+    texts as on the others. In others one word, or a few in turn, fill the text: all of its
     positions are alike then, and what int8 rounds away adds up where it averages out otherwise.
     Which words show it differs, so there are many of these.
     """
@@ -61,6 +64,7 @@ def text_samples(shape: TextShape, tokenization: Tokenization | None = None) -> 
 
     longest = shape.context_length
     texts = [sample(length, length) for length in sorted({min(n, longest) for n in _LENGTHS})]
+    texts += [sample(n, n) for n in _SHORT for _ in range(_OF_EACH_SHORT) if n <= longest]
     for length, differing in _REPETITIVE:
         texts += [sample(min(length, longest), different) for different in differing]
     return texts

@@ -42,7 +42,7 @@ def build_tower(
     *,
     norm: NormForm,
     dynamic: Dynamic,
-    quantized_table: bool = False,
+    table: torch.dtype = torch.float32,
 ) -> ImageTower | TextTower:
     """Rewrite a tower.
 
@@ -51,12 +51,11 @@ def build_tower(
         shape: Of the tower.
         norm: Form of the norms.
         dynamic: Which axis of the program varies.
-        quantized_table: Keep the token embeddings as int8.
+        table: Of the token embeddings: float32, int16 or int8.
     """
     form = BlockForm(shape, norm, dynamic)
     if isinstance(shape, TextShape):
-        tower = TextTower(checkpoint.tensors, shape, form, quantized_table=quantized_table)
-        return tower.eval()
+        return TextTower(checkpoint.tensors, shape, form, table=table).eval()
     return ImageTower(checkpoint.tensors, shape, form).eval()
 
 
@@ -261,7 +260,7 @@ class TextTower(nn.Module):
         source: The checkpoint's tensors.
         shape: Sizes of the encoder.
         form: Of the blocks.
-        quantized_table: Keep the token embeddings as int8 with one scale per token.
+        table: Of the token embeddings, as for `TokenTable`.
     """
 
     positions: Tensor
@@ -274,14 +273,14 @@ class TextTower(nn.Module):
         shape: TextShape,
         form: BlockForm,
         *,
-        quantized_table: bool,
+        table: torch.dtype,
     ) -> None:
         super().__init__()
         tensors = Tensors(source, shape.names)
         positions = tensors["positions"]
         if form.centre:
             positions = centred(positions, 1)
-        self.table = TokenTable(source[shape.names["table"]], form, quantized=quantized_table)
+        self.table = TokenTable(source[shape.names["table"]], form, table)
         # one longer than the longest text: torch.export treats the slice of a whole specially
         self.register_buffer("positions", F.pad(positions.float(), (0, 0, 0, 1)))
         mask = None
@@ -315,7 +314,7 @@ class TextTower(nn.Module):
 
 
 class TokenTable(nn.Module):
-    """Token embeddings in float32, or in int8 with one scale per token.
+    """Token embeddings in float32, or in int16 or int8 with one scale per token.
 
     They are converted a few rows at a time: some vocabularies take most of a checkpoint.
     """
@@ -323,17 +322,17 @@ class TokenTable(nn.Module):
     weight: Tensor
     scale: Tensor | None
 
-    def __init__(self, table: Tensor, form: BlockForm, *, quantized: bool) -> None:
+    def __init__(self, table: Tensor, form: BlockForm, dtype: torch.dtype) -> None:
         super().__init__()
-        weight = torch.empty(table.shape, dtype=torch.int8 if quantized else torch.float32)
-        scales = torch.empty(len(table), 1) if quantized else None
+        weight = torch.empty(table.shape, dtype=dtype)
+        scales = None if dtype.is_floating_point else torch.empty(len(table), 1)
         for start in range(0, len(table), _ROWS):
             rows = table[start : start + _ROWS].detach().double()
             if form.centre:
                 rows = centred(rows, 1)
             if scales is not None:
                 tiny = torch.finfo(torch.float32).tiny
-                scale = rows.abs().amax(1, keepdim=True).clamp_min(tiny) / 127
+                scale = rows.abs().amax(1, keepdim=True).clamp_min(tiny) / torch.iinfo(dtype).max
                 scales[start : start + _ROWS] = scale.float()
                 rows = (rows / scale).round()
             weight[start : start + _ROWS] = rows.to(weight.dtype)

@@ -36,6 +36,7 @@ __all__ = [
     "NormChoice",
     "balance",
     "choose_norm",
+    "choose_table",
     "exempt_linears",
     "imitated_int8",
     "preferred_form",
@@ -53,6 +54,8 @@ _INT8_SHARE = 0.2
 """Of a large loss, which exempt linears bring down in either form."""
 _MOST_LOSS = 5e-4
 """Of cosine on the samples; other inputs were seen to lose up to 1.7 times that."""
+_TABLE_SHARE = 0.5
+"""Of that, which the token table may lose in int8: the linears need the rest."""
 _MOST_TOKENS = 400
 """Tokens or patches of the samples that each linear is tried on alone."""
 
@@ -115,6 +118,28 @@ def preferred_form(bn_loss: float, ln_loss: float, precision: Precision) -> Norm
     """
     slack = _EXACT_ENOUGH if precision == "fp32" else max(_INT8_SLACK, _INT8_SHARE * ln_loss)
     return "bn" if bn_loss <= ln_loss + slack else "ln"
+
+
+def choose_table(
+    build: Callable[..., nn.Module], samples: Samples, wanted: Tensor
+) -> tuple[nn.Module, str]:
+    """Return a text tower with its token table in int8, in int16 if int8 loses too much.
+
+    Args:
+        build: Makes the tower; `table` is the dtype of its token table.
+        samples: Inputs.
+        wanted: Their vectors by transformers, `(samples, embedding_dim)`.
+
+    Returns:
+        The tower, and for people why it has that table.
+    """
+    module = build(table=torch.int8)
+    loss = _loss(module, (), samples, wanted)
+    reason = f"1 - cosine on {len(samples)} samples is {loss:.1e} with the table alone in int8"
+    if loss <= _TABLE_SHARE * _MOST_LOSS:
+        return module, f"int8: {reason}"
+    del module
+    return build(table=torch.int16), f"int16: {reason}"
 
 
 def _linears(module: nn.Module) -> list[str]:
