@@ -324,7 +324,7 @@ def test_results_fit_a_narrow_terminal(
     (folder / ("long-" * 12 + ".png")).write_bytes(pictures[0].read_bytes())
     _index(invoke, folder, index_file)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 24)))
+    monkeypatch.setenv("COLUMNS", "40")
     lines = invoke("search", pictures[0], "--index", index_file).stdout.splitlines()
     assert len(lines) == 5
     assert "long-" * 12 + ".png" in "".join(lines)
